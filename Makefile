@@ -1,0 +1,79 @@
+LINT := go tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
+
+# Each test binary starts servers of its own: more than two at a time only slow each other down.
+TEST := go test -count=1 -p=2
+
+# How many inputs each fuzz target tries, about a minute's worth. By number and with a bounded minimizing, since Go's fuzzer reports
+# its own deadline as a failure when a worker is busy at that moment (golang/go#48591).
+FUZZ := 150000x
+
+.PHONY: help demo bench test test-browser race soak mutants fuzz lint fmt docs env
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: ## show it: orders, lost replies, kills, and who was charged how often. DEMO="-orders 2000 -kills 10 -exit"; DEMO=-help lists the rest
+	go run ./cmd/demo $(DEMO)
+
+bench: ## measure it beside its peers and its limits, 20 minutes of a quiet machine. BENCH="-quick -rows 1,3 -json FILE"; BENCH=-help lists the rest
+	@.ci/install
+	@cd bench && go build -buildvcs=false -o ../bin/bench . && cd .. && bin/bench $(BENCH)
+
+test: ## run all tests on real servers, installing the binaries of Postgres and Redis where they are missing
+	.ci/install
+	$(TEST) ./...
+	cd idempotency/redisstore && $(TEST) ./...
+	cd chaos && $(TEST) ./...
+	cd bench && $(TEST) ./...
+
+test-browser: ## look at the demo's page with a real Chromium. SCREENSHOTS=folder keeps the pictures
+	.ci/install chromium
+	cd cmd/demo/browser && $(TEST) ./...
+
+race: ## the same under the race detector
+	.ci/install
+	$(TEST) -race ./...
+	cd idempotency/redisstore && $(TEST) -race ./...
+	cd chaos && $(TEST) -race ./...
+	cd bench && $(TEST) -race ./...
+
+soak: ## run the tests of the relay, the broker and the inbox at real times and sizes, for an hour or so
+	.ci/install
+	ONCEBOX_SOAK=1 go test -count=1 -timeout=4h -v ./outbox
+	ONCEBOX_SOAK=1 go test -count=1 -timeout=2h -v ./broker ./inbox
+	go test -run '^$$' -bench Charge -benchtime 20000x -count 3 ./billing
+
+mutants: ## break one guard after the other and show which test catches it, for half an hour or so. MUTANTS="-only healing-off" for one
+	cd chaos && go run ./mutants $(MUTANTS)
+
+fuzz: ## look for keys and bodies that are misread, a minute each. FUZZ=100000000x for longer
+	go test ./idempotency -run '^$$' -fuzz '^FuzzParseKey$$' -fuzztime $(FUZZ) -fuzzminimizetime 20x
+	go test ./idempotency -run '^$$' -fuzz '^FuzzFingerprint$$' -fuzztime $(FUZZ) -fuzzminimizetime 20x
+	go test ./internal/service -run '^$$' -fuzz '^FuzzCheckJSON$$' -fuzztime $(FUZZ) -fuzzminimizetime 20x
+
+lint: ## check style, mistakes, and who imports whom
+	$(LINT) run ./...
+	cd idempotency/redisstore && $(LINT) run ./...
+	cd chaos && $(LINT) run ./...
+	cd bench && $(LINT) run ./...
+	cd cmd/demo/browser && $(LINT) run ./...
+
+fmt: ## format all Go files
+	$(LINT) fmt ./...
+	cd idempotency/redisstore && $(LINT) fmt ./...
+	cd chaos && $(LINT) fmt ./...
+	cd bench && $(LINT) fmt ./...
+	cd cmd/demo/browser && $(LINT) fmt ./...
+
+docs: ## run every command of README.md and docs/ as it is written, in a fresh clone
+	.ci/docs
+
+env: ## write new random passwords, an admin token and an API key for docker compose into secrets/, and .env, which says where they are
+	@if [ -e secrets ]; then echo 'env: secrets/ is there, and holds the passwords that the volumes know. To begin anew: docker compose down -v && rm -r secrets' >&2; exit 1; fi
+	@umask 077 && mkdir secrets && umask 022 && cd secrets && \
+		for name in postgres orders-owner orders-app orders-relay billing-owner billing-app billing-relay nats-orders nats-billing redis admin-token api-key; do \
+		od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$$name"; done && \
+		printf 'NATS_ORDERS_PASSWORD: "%s"\nNATS_BILLING_PASSWORD: "%s"\n' "$$(cat nats-orders)" "$$(cat nats-billing)" >nats-passwords && \
+		hash=$$({ sha256sum 2>/dev/null || shasum -a 256; } <api-key) && printf 'default:me:%s\n' "$${hash%% *}" >api-keys
+	@grep -qs '^ONCEBOX_SECRETS=' .env || echo 'ONCEBOX_SECRETS=./secrets' >>.env
+	@echo 'Wrote secrets/. Next: docker compose up --build --wait'

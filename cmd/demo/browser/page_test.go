@@ -1,0 +1,251 @@
+// Package browser looks at the demo's page as its visitor does, with a real browser, and compares what it shows with SQL on
+// connections of its own. It is a module of its own: who imports Oncebox inherits no browser.
+package browser
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/cdproto/accessibility"
+	"github.com/chromedp/chromedp"
+	"github.com/jackc/pgx/v5"
+)
+
+const (
+	chargesSQL = "SELECT count(*) FROM charge WHERE starts_with(customer_id, $1)"
+	centsSQL   = "SELECT COALESCE(sum(amount), 0)::bigint FROM charge WHERE starts_with(customer_id, $1)"
+	ordersSQL  = "SELECT count(*) FROM orders WHERE starts_with(customer_id, $1)"
+	paidSQL    = "SELECT count(*) FROM orders WHERE starts_with(customer_id, $1) AND status = 'paid'"
+)
+
+// station is a number of the way by its place.
+func station(n int) string {
+	return fmt.Sprintf("Number(document.querySelectorAll('#way .count')[%d].textContent.replaceAll(',', ''))", n)
+}
+
+const clients, orders, outbox, jetStream, billing, paid = 0, 2, 3, 4, 6, 7
+
+// settled waits until every intent has its order charged and paid, as the page shows it.
+func (v *visitor) settled(intents int) {
+	v.t.Helper()
+	v.until(fmt.Sprintf("%s === %d && !document.querySelector('#way .what').textContent.includes('asking') && %s >= %d && %s === %s && %s === %s",
+		station(clients), intents, station(orders), intents, station(orders), station(billing), station(orders), station(paid)))
+}
+
+const clientsSQL = "SELECT count(DISTINCT customer_id) FROM orders WHERE starts_with(customer_id, $1)"
+
+// numbers are those of the page that come from a database, each with the SQL that finds it.
+var numbers = []struct {
+	what, shown, db, sql string
+	money                bool
+}{
+	{"who ordered", station(clients), "orders", clientsSQL, false},
+	{"orders", station(orders), "orders", ordersSQL, false},
+	{"events in the outbox", station(outbox), "orders", "SELECT count(*) FROM oncebox.outbox WHERE position(convert_to($1, 'UTF8') IN payload) > 0", false},
+	{"events in the stream", station(jetStream), "orders", "SELECT count(*) FROM oncebox.outbox WHERE position(convert_to($1, 'UTF8') IN payload) > 0", false},
+	{"charges", station(billing), "billing", chargesSQL, false},
+	{"paid", station(paid), "orders", paidSQL, false},
+	{"meant", text("meant"), "orders", "SELECT count(DISTINCT customer_id) * 10000 FROM orders WHERE starts_with(customer_id, $1)", true},
+	{"charged", text("charged"), "billing", centsSQL, true},
+	{"the naive consumer", text("naive"), "naive", "SELECT COALESCE(sum(amount), 0)::bigint FROM naive_charge WHERE starts_with(customer_id, $1)", true},
+}
+
+func text(id string) string { return fmt.Sprintf("document.getElementById(%q).textContent", id) }
+
+// agrees compares what the page shows with the databases: its sums, and each row. All has come to rest.
+func (v *visitor) agrees() {
+	v.t.Helper()
+	for _, n := range numbers {
+		want := fmt.Sprint(v.int(n.db, n.sql))
+		if n.money {
+			want = fmt.Sprintf("%q", dollars(v.int(n.db, n.sql)))
+		}
+		v.until(fmt.Sprintf("%s === %s", n.shown, want))
+	}
+	shown, err := chromedp.Run(v.ctx, chromedp.Evaluate[map[string]string](
+		"Object.fromEntries([...document.querySelectorAll('#rows tr')].map((r) => [r.id.slice('intent-'.length), r.cells[4].textContent]))"))
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	prefix := "slayer-" + v.text("run") + "-"
+	made, charged := v.each("orders", ordersOfEach, prefix), v.each("billing", chargesOfEach, prefix)
+	for intent, says := range shown {
+		n, many := charged[prefix+intent], made[prefix+intent]
+		want := "charged once: $100.00"
+		switch {
+		case n > 1:
+			want = fmt.Sprintf("%d orders, charged %d×: %s", many, n, dollars(n*10000))
+		case many != n:
+			want = fmt.Sprintf("%d orders and %d charges", many, n)
+		}
+		if says != want {
+			v.t.Errorf("row %s says %q, want %q", intent, says, want)
+		}
+	}
+	if len(shown) != len(made) {
+		v.t.Errorf("%d rows for %d customers", len(shown), len(made))
+	}
+}
+
+const (
+	ordersOfEach  = "SELECT customer_id, count(*) FROM orders WHERE starts_with(customer_id, $1) GROUP BY 1"
+	chargesOfEach = "SELECT customer_id, count(*) FROM charge WHERE starts_with(customer_id, $1) GROUP BY 1"
+)
+
+// each are a query's counts by customer.
+func (v *visitor) each(db, sql, prefix string) map[string]int {
+	v.t.Helper()
+	rows, err := v.db[db].Query(v.ctx, sql, prefix)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	counts, customer, n := map[string]int{}, "", 0
+	if _, err := pgx.ForEachRow(rows, []any{&customer, &n}, func() error { counts[customer] = n; return nil }); err != nil {
+		v.t.Fatal(err)
+	}
+	return counts
+}
+
+func dollars(cents int) string {
+	s := fmt.Sprint(cents / 100)
+	for i := len(s) - 3; i > 0; i -= 3 {
+		s = s[:i] + "," + s[i:]
+	}
+	return fmt.Sprintf("$%s.%02d", s, cents%100)
+}
+
+func TestWithKeysEachIntentIsChargedOnce(t *testing.T) {
+	v := visit(t)
+	v.fresh(true)
+	v.click("[data-pay='100']")
+	v.settled(100)
+	v.agrees()
+	if got := v.text("charged"); got != "$10,000.00" {
+		t.Fatalf("%s charged", got)
+	}
+	v.until("!document.getElementById('ledger').classList.contains('twice')")
+	if n := v.int("billing", chargesSQL); n != 100 {
+		t.Errorf("%d charges", n)
+	}
+	v.until("document.querySelectorAll('#rows .try.lost').length > 0") // the loss was one
+	v.until("document.querySelectorAll('#rows td.good:last-child').length === 100")
+
+	charged, rows := v.text("charged"), v.text("rows")
+	v.do(chromedp.Reload())
+	v.settled(100)
+	v.until("document.querySelectorAll('#rows tr').length === 100")
+	if v.text("charged") != charged || v.text("rows") != rows {
+		t.Error("a reload shows something else")
+	}
+}
+
+func TestWithoutKeysThePageIsRed(t *testing.T) {
+	v := visit(t)
+	v.fresh(false)
+	v.click("[data-pay='100']")
+	v.settled(100)
+	v.agrees()
+	n := v.int("billing", chargesSQL)
+	if n <= 100 {
+		t.Fatalf("%d charges: the loss did not bite", n)
+	}
+	if got, want := v.text("excess"), fmt.Sprintf("%s too much: %d charges too many", dollars((n-100)*10000), n-100); got != want {
+		t.Errorf("the page says %q, want %q", got, want)
+	}
+	v.until("getComputedStyle(document.getElementById('charged')).color === getComputedStyle(document.getElementById('excess')).color")
+	v.until("getComputedStyle(document.getElementById('charged')).color.startsWith('rgb(179, 19')")
+	v.until("document.querySelectorAll('#rows tr.twice-row').length > 0")
+}
+
+// The run of a link loses the replies that it lost before.
+func TestALinkIsARun(t *testing.T) {
+	v := visit(t)
+	v.fresh(true)
+	v.click("[data-pay='10']")
+	v.settled(10)
+	v.until("location.hash.includes('pay=10')")
+	hash, err := chromedp.Run(v.ctx, chromedp.Evaluate[string]("location.hash"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	chips := "[...document.querySelectorAll('#rows tr')].map((r) => r.cells[0].textContent + r.cells[3].textContent).join()"
+	before, err := chromedp.Run(v.ctx, chromedp.Evaluate[string](chips))
+	if err != nil {
+		t.Fatal(err)
+	}
+	v.fresh(false)
+	run := v.text("run")
+	v.do(chromedp.Navigate("about:blank"), chromedp.Navigate(demo.page+hash))
+	v.until("document.getElementById('live').dataset.state === 'live' && !document.getElementById('replay').hidden")
+	if v.text("run") != run {
+		t.Error("opening a link is enough to begin a run")
+	}
+	v.click("#replay")
+	v.settled(10)
+	v.until(fmt.Sprintf("%s === %q", chips, before))
+}
+
+func TestKillBillingInABurst(t *testing.T) {
+	v := visit(t)
+	v.fresh(true)
+	v.click("[data-pay='1000']")
+	v.until(station(billing) + " > 30")
+	v.click("#faults-kill-billing")
+	v.until("document.querySelector('#log li')?.dataset.of === 'kill-billing' && document.querySelector('#log li').dataset.state === 'ok'")
+	v.settled(1000)
+	v.agrees()
+	if n := v.int("billing", chargesSQL); n != 1000 {
+		t.Errorf("%d charges", n)
+	}
+	v.until("document.getElementById('naive-ledger').classList.contains('twice')")
+	if got := v.text("excess"); got != "nobody twice" {
+		t.Errorf("billing: %s", got)
+	}
+	v.do(chromedp.EmulateViewport(1440, 900))
+	v.until("document.querySelectorAll('.move').length === 0")
+	v.shoot("slayer", chromedp.CaptureScreenshot())
+}
+
+func TestEveryChapterHolds(t *testing.T) {
+	v := visit(t)
+	v.until("document.querySelectorAll('#chapters button').length > 0")
+	ids, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string]("[...document.querySelectorAll('#chapters button')].map((b) => b.id)"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, id := range ids {
+		v.click("#" + id)
+		of := strings.TrimPrefix(id, "chapters-")
+		v.until(fmt.Sprintf("document.querySelector('#log li')?.dataset.of === %q && document.querySelector('#log li').dataset.state !== 'running'", of))
+		v.until("document.querySelector('#log li').dataset.state === 'ok'")
+	}
+}
+
+func TestEveryControlHasARoleAndAName(t *testing.T) {
+	v := visit(t)
+	v.until("document.querySelectorAll('#faults button').length > 0")
+	tree, err := chromedp.Call(v.ctx, accessibility.GetFullAXTree, accessibility.GetFullAXTreeParams{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	roles := map[string]int{}
+	for _, n := range tree.Nodes {
+		if n.Ignored || n.Role == nil {
+			continue
+		}
+		role := strings.Trim(string(n.Role.Value), `"`)
+		roles[role]++
+		switch role {
+		case "button", "switch", "slider", "spinbutton", "link", "checkbox", "textbox":
+			if n.Name == nil || strings.Trim(string(n.Name.Value), `" `) == "" {
+				t.Errorf("a %s without a name", role)
+			}
+		}
+	}
+	for role, least := range map[string]int{"button": 28, "switch": 2, "slider": 1, "spinbutton": 1, "log": 1, "status": 1, "table": 1} {
+		if roles[role] < least {
+			t.Errorf("%d of role %s, want %d", roles[role], role, least)
+		}
+	}
+}

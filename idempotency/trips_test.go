@@ -1,0 +1,69 @@
+package idempotency_test
+
+import (
+	"context"
+	"net"
+	"sync/atomic"
+	"testing"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/idempotency"
+)
+
+// A counter counts the round trips of a connection: the times at which the client, having written, reads.
+type counter struct {
+	net.Conn
+	trips *atomic.Int64
+	wrote atomic.Bool
+}
+
+func (c *counter) Write(b []byte) (int, error) {
+	if !c.wrote.Swap(true) {
+		c.trips.Add(1)
+	}
+	return c.Conn.Write(b)
+}
+
+func (c *counter) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	c.wrote.Store(false)
+	return n, err
+}
+
+func TestAFirstRequestCostsNoRoundTripMore(t *testing.T) {
+	t.Parallel()
+	var trips atomic.Int64
+	pool := poolWith(t, nil, func(cfg *pgxpool.Config) {
+		cfg.MaxConns = 1
+		dial := cfg.ConnConfig.DialFunc
+		cfg.ConnConfig.DialFunc = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			conn, err := dial(ctx, network, addr)
+			return &counter{Conn: conn, trips: &trips}, err
+		}
+	})
+	effects(t, pool)
+	url := here(t, pool, postgres(t, pool, idempotency.PostgresConfig{}), idempotency.Policy{})
+	trip := func(do func()) int64 {
+		before := trips.Load()
+		do()
+		return trips.Load() - before
+	}
+	plain := func() {
+		must(t, pgx.BeginFunc(context.Background(), pool, func(tx pgx.Tx) error {
+			_, err := tx.Exec(context.Background(), "INSERT INTO effect VALUES ($1)", uuid.NewString())
+			return err
+		}))
+	}
+	plain()
+	wantFirst(t, mustPost(t, url, "warm")) // statements are prepared once
+	without := trip(plain)
+	first := trip(func() { wantFirst(t, mustPost(t, url, "k")) })
+	replay := trip(func() { wantReplay(t, mustPost(t, url, "k"), reply{}) })
+	t.Logf("round trips: %d without a key, %d first, %d replayed", without, first, replay)
+	if first > without || replay > 2 {
+		t.Errorf("a first request costs %d round trips, the same transaction %d, and must not cost more; a replay %d, want 2", first, without, replay)
+	}
+}

@@ -1,0 +1,135 @@
+package service
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/migrations"
+)
+
+// lines are the migrations of a service's database.
+func (d Definition) lines() []migrations.Line {
+	return []migrations.Line{migrations.Outbox, migrations.Inbox, migrations.Idempotency, migrations.Heal, d.Line}
+}
+
+// Migrate applies the migrations of def, gives the roles their rights and returns.
+func Migrate(ctx context.Context, d Database, def Definition) error {
+	if err := d.validate(def.Name); err != nil {
+		return err
+	}
+	return d.migrate(ctx, def, slog.Default())
+}
+
+func (d Database) migrate(ctx context.Context, def Definition, log *slog.Logger) error {
+	pool, err := connect(ctx, d.DatabaseURL, 2, nil, log, password(d.PasswordFile)) // without the timeouts: a migration takes as long as it takes
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	if err := migrations.Up(ctx, pool, def.lines()...); err != nil {
+		return err
+	}
+	if d.AppRole == "" {
+		return nil
+	}
+	return migrations.Grant(ctx, pool, migrations.Roles{App: d.AppRole, Relay: d.RelayRole}, def.lines()...)
+}
+
+// timeouts are what a session of the running service may take.
+func (d Database) timeouts() map[string]string {
+	params := map[string]string{"idle_in_transaction_session_timeout": "30000"} // of a process that stands still
+	for name, t := range map[string]time.Duration{"statement_timeout": d.StatementTimeout, "lock_timeout": d.LockTimeout} {
+		if t > 0 {
+			params[name] = strconv.FormatInt(t.Milliseconds(), 10)
+		}
+	}
+	return params
+}
+
+// readPassword is the file's, without the white space around it, "" where there is no file.
+func readPassword(file string) (string, error) {
+	if file == "" {
+		return "", nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return "", err
+	}
+	return strings.TrimSpace(string(b)), nil
+}
+
+// password has each connection of a pool made with what the file says then: it may be changed, with the role's, without a restart.
+func password(file string) func(*pgxpool.Config) {
+	return func(cfg *pgxpool.Config) {
+		if file == "" {
+			return
+		}
+		cfg.ConnConfig.Password, _ = readPassword(file) // for whoever connects by the pool's settings, as a migration does
+		cfg.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
+			// A file that cannot be read makes an empty password, which Postgres refuses: an outage like any other.
+			c.Password, _ = readPassword(file)
+			return nil
+		}
+	}
+}
+
+// relay is the database as the relay's role.
+func (d Database) relay() (url, passwordFile string) {
+	if d.RelayDatabaseURL == "" {
+		return d.DatabaseURL, d.PasswordFile
+	}
+	return d.RelayDatabaseURL, d.RelayPassword
+}
+
+// connect waits for a database that is still starting, for half a minute. What waiting does not mend is an error at once: a
+// wrong password, a server that nobody vouches for.
+func connect(ctx context.Context, url string, maxConns int32, params map[string]string, log *slog.Logger, change ...func(*pgxpool.Config)) (*pgxpool.Pool, error) {
+	cfg, err := pgxpool.ParseConfig(url)
+	if err != nil {
+		return nil, fmt.Errorf("the database URL: %w", err)
+	}
+	cfg.MaxConns = maxConns
+	maps.Copy(cfg.ConnConfig.RuntimeParams, params)
+	for _, f := range change {
+		f(cfg)
+	}
+	pool, err := pgxpool.NewWithConfig(ctx, cfg)
+	if err != nil {
+		return nil, fmt.Errorf("the database URL: %w", err)
+	}
+	_, err = backoff.Retry(ctx, func() (struct{}, error) {
+		err := pool.Ping(ctx)
+		if hopeless(err) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	},
+		backoff.WithMaxElapsedTime(30*time.Second),
+		backoff.WithNotify(func(err error, in time.Duration) { log.Warn("waiting for Postgres", "error", err, "retry_in", in) }))
+	if err != nil {
+		pool.Close()
+		return nil, fmt.Errorf("connect to Postgres: %w", err)
+	}
+	return pool, nil
+}
+
+func hopeless(err error) bool {
+	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
+		return strings.HasPrefix(pg.Code, "28") // the password, or pg_hba.conf
+	}
+	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
+	return untrusted
+}

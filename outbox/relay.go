@@ -1,0 +1,403 @@
+package outbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"sync/atomic"
+	"time"
+
+	"github.com/cenkalti/backoff/v5"
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox"
+)
+
+// A Relay stores what was committed to an outbox in a sink. Any number may run on one database: one of a name is active, by
+// lease, and the others stand by.
+type Relay struct {
+	pool    *pgxpool.Pool
+	sink    Sink
+	cfg     RelayConfig
+	log     *slog.Logger
+	queries queries
+	metrics *relayMetrics
+	wake    chan string // what caused it
+	leading atomic.Bool
+
+	// Of the goroutine in Run, while it leads:
+	cursor     *cursor
+	pos        position
+	created    time.Time      // of the log
+	last       uint64         // the log's last position, as far as this chain of writes knows
+	stored     map[string]int // ids that the log held behind the saved cursor when it was opened, and how often
+	isOpen     bool           // the sink is, and pos says how far it came
+	opened     int64          // the newest tick then: behind it no id of stored can come
+	openedAt   position       // and where the relay was then
+	onWay      onWay
+	fresh      []oncebox.Event // of the page that is being sent
+	parked     parkedRows
+	highest    int64 // seq of the rounds sent
+	passed     int   // rows of the round that the log was seen to hold
+	savedAt    time.Time
+	retainedAt time.Time
+	dueAt      time.Time
+}
+
+// NewRelay returns a Relay, or an error that names the option that is wrong. It does not touch the database.
+func NewRelay(pool *pgxpool.Pool, sink Sink, cfg RelayConfig) (*Relay, error) {
+	cfg = cfg.withDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	if _, ok := sink.(Reporter); cfg.RequireDurable && !ok {
+		return nil, errors.New("outbox: RelayConfig.RequireDurable is set, and the sink does not say whether it is durable")
+	}
+	r := &Relay{
+		pool: pool, sink: sink, cfg: cfg, log: cfg.Logger.With("cursor", cfg.Name),
+		queries: newQueries(cfg.Schema, topicsPattern(cfg.Topics)), wake: make(chan string, 1),
+	}
+	r.metrics = newRelayMetrics(r)
+	return r, nil
+}
+
+// Wake tells the relay that something was committed, so that it looks at once. It never blocks; calls before the next look
+// are one.
+func (r *Relay) Wake() { r.wakeFor("commit") }
+
+// Pinged is [Relay.Wake] on the word of another process.
+func (r *Relay) Pinged() { r.wakeFor("ping") }
+
+func (r *Relay) wakeFor(cause string) {
+	select {
+	case r.wake <- cause:
+	default:
+	}
+}
+
+// Leading says whether this relay holds the lease, as far as it knows. Where it does not, a commit here is to wake another.
+func (r *Relay) Leading() bool { return r.leading.Load() }
+
+// Run relays until ctx is done; then it sends what is committed by then, saves the cursor, gives the lease up, and returns
+// nil. Outages of the database or the sink are logged and tried again for as long as it takes: nothing is skipped. It returns
+// an error at once where trying again cannot help: a sequence with a cache, a log that is not durable and has to be,
+// tables of another cluster. Run
+// must not be called twice.
+func (r *Relay) Run(ctx context.Context) error {
+	host, err := os.Hostname()
+	if err != nil {
+		host = "unknown host"
+	}
+	r.cursor = newCursor(r.pool, r.cfg.Schema, r.cfg.Name, topicsPattern(r.cfg.Topics), host+" "+uuid.NewString(), r.cfg.Lease)
+	watching, stop := context.WithCancel(ctx)
+	defer stop()
+	go r.watch(watching)
+	pause := backoff.NewExponentialBackOff()
+	pause.InitialInterval, pause.MaxInterval = r.cfg.MinPoll, r.cfg.MaxPoll
+	for {
+		err := r.lead(ctx, pause.Reset)
+		var fatal *setupError
+		switch {
+		case errors.As(err, &fatal):
+			return err
+		case ctx.Err() != nil:
+			if err != nil {
+				r.log.Warn("relay: stopped before all was sent; the next one goes on", "error", err)
+			}
+			return nil
+		case err != nil:
+			r.metrics.failures.Inc()
+			r.log.Error("relay: trying again", "error", err)
+		}
+		if !r.idle(ctx, pause.NextBackOff()) {
+			return nil
+		}
+	}
+}
+
+// idle waits for d or the end of ctx, which it reports by false.
+func (r *Relay) idle(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
+// lead waits for the lease, resumes where the cursor stands, and relays round by round until ctx is done, an error comes, or
+// the lease is lost. It calls progress whenever something worked.
+func (r *Relay) lead(ctx context.Context, progress func()) error {
+	if err := r.checkSequence(ctx); err != nil {
+		return err
+	}
+	if err := r.cursor.create(ctx, r.cfg.Schema); err != nil {
+		return err
+	}
+	var created *time.Time
+	for {
+		var ok bool
+		var err error
+		if r.pos, created, ok, err = r.cursor.acquire(ctx); err != nil {
+			end, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+			defer done()
+			return errors.Join(err, r.cursor.release(end))
+		}
+		if ok {
+			break
+		}
+		if !r.idle(ctx, min(r.cfg.Lease/3, r.cfg.MaxPoll)) {
+			return nil
+		}
+	}
+	// From here on the work goes on for a while after ctx is done, to send what is committed by then.
+	work, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	defer cancel(nil)
+	defer context.AfterFunc(ctx, func() {
+		time.AfterFunc(r.cfg.DrainTimeout, func() { cancel(fmt.Errorf("not all was sent within %s", r.cfg.DrainTimeout)) })
+	})()
+	r.leading.Store(true)
+	r.metrics.leading.Set(1)
+	r.metrics.epoch.Set(float64(r.cursor.epoch))
+	defer func() {
+		r.leading.Store(false)
+		r.metrics.leading.Set(0)
+	}()
+	r.created = time.Time{}
+	if created != nil {
+		r.created = *created
+	}
+	r.isOpen, r.retainedAt = false, time.Now()
+	err := r.relay(ctx, work, progress)
+	if errors.Is(err, errFenced) {
+		return err
+	}
+	end, done := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer done()
+	if work.Err() != nil {
+		err = context.Cause(work)
+	}
+	if err != nil && r.isOpen {
+		err = errors.Join(err, r.save(end)) // how far it came
+	}
+	return errors.Join(err, r.cursor.release(end))
+}
+
+func (r *Relay) relay(ctx, work context.Context, progress func()) error {
+	if err := r.checkCluster(work); err != nil {
+		return err
+	}
+	if err := r.loadParked(work); err != nil {
+		return err
+	}
+	if err := r.openSink(work); err != nil {
+		return err
+	}
+	r.isOpen = true
+	if err := r.checkDurable(); err != nil {
+		return err
+	}
+	r.log.Info("relay: leading", "epoch", r.cursor.epoch, "round", r.pos.n, "seq", r.pos.seq, "stream_seq", r.pos.stream,
+		"read_back", len(r.stored))
+	pause := r.cfg.MinPoll
+	for {
+		stopping := ctx.Err() != nil // asked before the look: what is committed by now is found by it
+		sent, err := r.runOnce(work)
+		if err != nil {
+			return err
+		}
+		progress()
+		switch {
+		case sent:
+			pause = r.cfg.MinPoll
+			continue
+		case stopping:
+			return nil //nolint:nilerr // that ctx is done is no error here
+		}
+		if err := r.whileIdle(work); err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+		case cause := <-r.wake:
+			r.metrics.wakeups.WithLabelValues(cause).Inc()
+			pause = r.cfg.MinPoll
+		case <-time.After(min(pause, r.cfg.Lease/3)):
+			r.metrics.wakeups.WithLabelValues("poll").Inc()
+			pause = min(2*pause, r.cfg.MaxPoll)
+		}
+	}
+}
+
+// whileIdle renews the lease and looks whether the log still holds what was stored. Nothing else is written while nothing
+// happens.
+func (r *Relay) whileIdle(ctx context.Context) error {
+	if time.Since(r.savedAt) <= r.cfg.Lease/3 {
+		return nil
+	}
+	if err := r.checkTail(ctx); err != nil {
+		return err
+	}
+	return r.save(ctx)
+}
+
+// runOnce sends the next round that has rows, making one where there is none; false says that nothing is new.
+func (r *Relay) runOnce(ctx context.Context) (sent bool, err error) {
+	for {
+		if r.pos.n <= r.cursor.newest {
+			if sent, err = r.round(ctx); err != nil || sent {
+				return sent, err
+			}
+			continue
+		}
+		if err := r.betweenRounds(ctx); err != nil {
+			return false, err
+		}
+		var found bool
+		if err := r.pool.QueryRow(ctx, r.queries.peek, planned, r.cfg.Name, r.cursor.newest).Scan(&found); err != nil {
+			return false, fmt.Errorf("look for new rows: %w", err)
+		}
+		if !found {
+			return false, nil
+		}
+		if err := r.cursor.tick(ctx, r.pos.stream, false); err != nil {
+			return false, err
+		}
+		r.metrics.rounds.Inc()
+		if sent, err = r.round(ctx); err == nil && !sent {
+			err = errors.New("rows are there that no snapshot shows: were they restored into another cluster?")
+		}
+		return sent, err
+	}
+}
+
+// betweenRounds is called when every row of every tick is stored, and nothing is on its way.
+func (r *Relay) betweenRounds(ctx context.Context) error {
+	if err := r.unpark(ctx); err != nil {
+		return err
+	}
+	if err := r.releaseDue(ctx); err != nil {
+		return err
+	}
+	if len(r.stored) > 0 && r.pos.n > r.opened {
+		r.forgetStored()
+	}
+	if time.Since(r.retainedAt) > r.cfg.RetainEvery {
+		r.retainedAt = time.Now()
+		if err := r.retain(ctx); err != nil {
+			r.log.Warn("relay: retention has to wait", "error", err)
+		}
+	}
+	return nil
+}
+
+// round sends what is left of round pos.n and goes on to the next. An empty one, as a takeover makes it, is saved only when it is
+// time to: there may be thousands of them. sent is false for it.
+func (r *Relay) round(ctx context.Context) (sent bool, err error) {
+	rd, err := openRound(ctx, r.queries, r.cursor, r.pos.n, r.pos.seq, int64(r.cfg.Page), int64(r.cfg.PageBytes))
+	if err != nil {
+		return false, err
+	}
+	sent = !rd.empty()
+	reading, stop := context.WithCancel(ctx)
+	pages := rd.pages(reading)
+	defer func() {
+		stop()
+		for range pages { // until the reader has given its connection back
+		}
+	}()
+	first := int64(0)
+	r.passed = 0
+	for page := range pages {
+		if page.err != nil {
+			return sent, page.err
+		}
+		if first == 0 {
+			first = page.rows[0].Seq
+		}
+		if err := r.send(ctx, page.rows); err != nil {
+			return sent, err
+		}
+	}
+	if err := ctx.Err(); err != nil { // the reader may have ended for that
+		return sent, err
+	}
+	if err := r.flush(ctx); err != nil {
+		return sent, err
+	}
+	if !sent {
+		r.pos.n, r.pos.seq = r.pos.n+1, 0
+		return false, r.saveIfDue(ctx)
+	}
+	// A seq below that of a round before is what a cursor at the greatest seq would lose.
+	r.log.Debug("relay: round", "n", r.pos.n, "late", rd.lateRows, "first", first, "last", r.pos.seq, "below", first < r.highest,
+		"skipped", r.passed)
+	r.highest = max(r.highest, r.pos.seq)
+	r.pos.n, r.pos.seq = r.pos.n+1, 0
+	return true, r.save(ctx)
+}
+
+// safe is the position that may be saved. While some of what the log holds is still to be skipped that is the one at which the log
+// was read back: what was sent since stands behind it, and no other position of the log holds both.
+func (r *Relay) safe() position {
+	if len(r.stored) > 0 || r.onWay.skipped > 0 {
+		return r.openedAt
+	}
+	return r.pos
+}
+
+// saveIfDue saves when it is time to, and so to renew the lease.
+func (r *Relay) saveIfDue(ctx context.Context) error {
+	if time.Since(r.savedAt) <= min(r.cfg.SaveEvery, r.cfg.Lease/3) {
+		return nil
+	}
+	return r.save(ctx)
+}
+
+func (r *Relay) save(ctx context.Context) error {
+	// Taken before the write: a slow save does not put off the next renewal of the lease.
+	now := time.Now()
+	if err := r.cursor.save(ctx, r.safe(), r.created); err != nil {
+		return err
+	}
+	r.savedAt = now
+	return nil
+}
+
+// setupError is one that trying again cannot mend.
+type setupError struct{ error }
+
+func (r *Relay) checkSequence(ctx context.Context) error {
+	var cache int64
+	err := r.pool.QueryRow(ctx, "SELECT seqcache FROM pg_sequence WHERE seqrelid = pg_get_serial_sequence($1, 'seq')::regclass",
+		pgx.Identifier{r.cfg.Schema, "outbox"}.Sanitize()).Scan(&cache)
+	if err != nil {
+		return fmt.Errorf("read the outbox's sequence (is the migration applied?): %w", err)
+	}
+	if cache != 1 {
+		return &setupError{fmt.Errorf("outbox: the sequence of %s.outbox has CACHE %d, and order within a key needs 1", r.cfg.Schema, cache)}
+	}
+	return nil
+}
+
+// checkDurable says, once for each time that it leads, what the log's word is worth.
+func (r *Relay) checkDurable() error {
+	log, ok := r.sink.(Reporter)
+	if !ok {
+		return nil
+	}
+	durable, why := log.Durable()
+	switch {
+	case durable:
+		r.log.Info("relay: what is stored is durable", "why", why)
+	case r.cfg.RequireDurable:
+		return &setupError{fmt.Errorf("outbox: what the log calls stored may be lost: %s", why)}
+	default:
+		r.log.Warn("relay: what is stored may be lost; it would be sent again", "why", why)
+	}
+	return nil
+}
