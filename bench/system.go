@@ -234,7 +234,7 @@ func (s *system) charged(ctx context.Context, n int) (map[uuid.UUID]time.Time, e
 	if err := s.paid(ctx, n); err != nil {
 		return nil, err
 	}
-	rows, err := s.billing.Query(ctx, "SELECT order_id, pg_xact_commit_timestamp(xmin) FROM charge")
+	rows, err := s.billing.Query(ctx, "SELECT order_id, pg_xact_commit_timestamp(xmin) FROM charge") //nolint:rowserrcheck // ForEachRow checks it
 	if err != nil {
 		return nil, err
 	}

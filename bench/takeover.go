@@ -108,7 +108,7 @@ func (r *relays) feed(ctx context.Context) error {
 			return err
 		}
 		if pause(ctx, 5*time.Millisecond) != nil {
-			return nil
+			return nil //nolint:nilerr // it is to end
 		}
 	}
 }

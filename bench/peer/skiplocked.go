@@ -53,13 +53,13 @@ func RelayStatus(ctx context.Context, pool *pgxpool.Pool, nc *nats.Conn) error {
 	}
 	for {
 		n := 0
-		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) (err error) {
 			n, err = relayStatus(ctx, tx, js)
 			return err
 		})
 		switch {
 		case ctx.Err() != nil:
-			return nil
+			return nil //nolint:nilerr // it is to end
 		case err != nil:
 			return fmt.Errorf("relay by status: %w", err)
 		case n > 0:

@@ -12,10 +12,10 @@ import (
 const deadSQL = "SELECT count(*) FROM oncebox.dead_letter WHERE state = 'dead' AND position(convert_to($1, 'UTF8') IN payload) > 0"
 
 // happens breaks something and waits for its outcome.
-func (v *visitor) happens(kind, id string) string {
+func (v *visitor) happens(fault string) string {
 	v.t.Helper()
-	v.click("#" + kind + "s-" + id)
-	v.until(fmt.Sprintf("(() => { const li = document.querySelector('#log li'); return li?.dataset.of === %q && li.dataset.state !== 'running'; })()", id))
+	v.click("#faults-" + fault)
+	v.until(fmt.Sprintf("(() => { const li = document.querySelector('#log li'); return li?.dataset.of === %q && li.dataset.state !== 'running'; })()", fault))
 	text, err := chromedp.Run(v.ctx, chromedp.Evaluate[string]("document.querySelector('#log li').textContent"))
 	if err != nil {
 		v.t.Fatal(err)
@@ -32,7 +32,7 @@ func TestADeadLetterIsRetriedFromTheConsole(t *testing.T) {
 	v.fresh(true)
 	v.click("[data-pay='10']")
 	v.settled(10)
-	v.happens("fault", "killer")
+	v.happens("killer")
 	if n := v.int("billing", chargesSQL); n != 10 {
 		t.Fatalf("%d charges before the retry", n)
 	}
@@ -63,7 +63,7 @@ func TestADeadLetterIsRetriedFromTheConsole(t *testing.T) {
 func TestAPoisonStaysUntilItIsDropped(t *testing.T) {
 	v := visit(t)
 	v.fresh(true)
-	v.happens("fault", "poison")
+	v.happens("poison")
 	v.click("#to-console")
 	v.until("document.querySelectorAll('#letters li').length > 0")
 	v.do(chromedp.Func(func(ctx context.Context, _ *chromedp.Target) error {

@@ -46,8 +46,8 @@ func TestItCanBeRead(t *testing.T) {
 	v.set("keys", true)
 	v.click("[data-pay='100']")
 	v.settled(110)
-	v.happens("fault", "redeliver")
-	v.happens("fault", "poison")
+	v.happens("redeliver")
+	v.happens("poison")
 	v.until("document.getElementById('ledger').classList.contains('twice') && document.getElementById('naive-ledger').classList.contains('twice')")
 	v.until("document.querySelectorAll('.move').length === 0")
 	for _, look := range []struct {

@@ -96,7 +96,7 @@ const (
 // each are a query's counts by customer.
 func (v *visitor) each(db, sql, prefix string) map[string]int {
 	v.t.Helper()
-	rows, err := v.db[db].Query(v.ctx, sql, prefix)
+	rows, err := v.db[db].Query(v.ctx, sql, prefix) //nolint:rowserrcheck // ForEachRow checks it
 	if err != nil {
 		v.t.Fatal(err)
 	}
