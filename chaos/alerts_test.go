@@ -96,8 +96,7 @@ func TestAlertsAndDashboardAskForMetricsThatExist(t *testing.T) {
 		return one[int](t, s.billing.db, "SELECT count(*) FROM oncebox.dead_letter") == 1, nil
 	})
 	stacktest.Eventually(t, patience, "outbox and inbox were compared", func() (bool, error) {
-		body, err := s.orders.look(t.Context(), "/metrics")
-		return strings.Contains(string(body), "oncebox_heal_different{"), err
+		return s.orders.exports(t, "oncebox_heal_different"), nil
 	})
 	there := map[string]bool{"up": true}
 	for _, svc := range []*service{s.orders, s.billing} {

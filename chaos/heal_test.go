@@ -126,7 +126,7 @@ func TestARestoredOrdersDatabaseIsToldOfEachChargeWithoutAnOrder(t *testing.T) {
 		t.Errorf("verify names %d events that no outbox has, want %d", n, gone)
 	}
 	stacktest.Eventually(t, patience, "the audit tells of them", func() (bool, error) {
-		return s.orders.gauge(t, "oncebox_heal_different", "unknown") == gone, nil
+		return s.orders.exports(t, "oncebox_heal_different") && s.orders.metric(t, "oncebox_heal_different", "kind", "unknown") == gone, nil
 	})
 	if n := one[int](t, s.billing.db, "SELECT count(*) FROM charge"); n != kept+gone+10 {
 		t.Errorf("%d charges, want all %d: nothing is deleted", n, kept+gone+10)
@@ -246,19 +246,6 @@ func TestVerifyFindsWhatIsChangedByHand(t *testing.T) {
 		}
 		c.undo(c.id)
 	}
-}
-
-// gauge is one value of a metric with that kind.
-func (s *service) gauge(t testing.TB, name, kind string) float64 {
-	t.Helper()
-	for _, m := range s.family(t, name).GetMetric() {
-		for _, l := range m.GetLabel() {
-			if l.GetName() == "kind" && l.GetValue() == kind {
-				return m.GetGauge().GetValue()
-			}
-		}
-	}
-	return 0
 }
 
 // Invariant: one order's way is told by its id, its event's id and its idempotency key alike.

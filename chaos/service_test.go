@@ -249,6 +249,16 @@ func (s *service) metric(t testing.TB, name string, label ...string) (sum float6
 	return sum
 }
 
+// exports says whether there is a metric of this name by now: one with labels begins with its first value.
+func (s *service) exports(t testing.TB, name string) bool {
+	t.Helper()
+	body, err := s.look(t.Context(), "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.Contains(string(body), "\n"+name+"{")
+}
+
 func (s *service) family(t testing.TB, name string) *dto.MetricFamily {
 	t.Helper()
 	body, err := s.look(t.Context(), "/metrics")
