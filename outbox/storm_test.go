@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -100,7 +101,7 @@ func (c *totals) next(kinds int) int {
 type station struct {
 	t      *testing.T
 	total  *totals
-	pg     *devstack.Postgres
+	pg     atomic.Pointer[devstack.Postgres]
 	nats   *devstack.NATS
 	made   int
 	idle   *idleWriter
@@ -115,12 +116,12 @@ const template = "storm"
 func newStation(t *testing.T, total *totals) *station {
 	ctx := context.Background()
 	st := &station{t: t, total: total, nats: stacktest.NATS(t)}
-	var err error
-	st.pg, err = devstack.StartPostgres(ctx, devstack.PostgresConfig{Settings: stationSettings})
+	pg, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{Settings: stationSettings})
 	must(t, err)
-	t.Cleanup(func() { must(t, st.pg.Remove()) })
+	t.Cleanup(func() { must(t, pg.Remove()) })
+	st.pg.Store(pg)
 	st.exec("CREATE DATABASE " + template)
-	pool, err := pgxpool.New(ctx, st.pg.URL(template))
+	pool, err := pgxpool.New(ctx, pg.URL(template))
 	must(t, err)
 	defer pool.Close()
 	must(t, migrations.Up(ctx, pool, migrations.Outbox))
@@ -128,7 +129,7 @@ func newStation(t *testing.T, total *totals) *station {
 		_, err := pool.Exec(ctx, sql)
 		must(t, err)
 	}
-	st.idle = newIdleWriter(t, st.pg)
+	st.idle = newIdleWriter(t, pg)
 	st.spying = spyOn(t, stacktest.Connect(t, st.nats))
 	return st
 }
@@ -187,7 +188,7 @@ var weathers = []weather{
 // exec runs a statement as the superuser.
 func (st *station) exec(sql string) {
 	st.t.Helper()
-	conn, err := connectSuper(st.pg, "postgres")
+	conn, err := connectSuper(st.pg.Load(), "postgres")
 	must(st.t, err)
 	defer conn.Close(context.Background())
 	_, err = conn.Exec(context.Background(), sql)
