@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncebox/oncebox"
@@ -136,4 +137,48 @@ func TestALateBatchFromBeforeAFailoverTakesNoEventsPlace(t *testing.T) {
 	stacktest.Eventually(t, 30*time.Second, "batches are under way", func() (bool, error) { return next.metric(t, "batch_rows") >= 2, nil })
 	must(t, r.server.Continue())
 	r.eventuallyLogged(want...)
+}
+
+// A park row that the standby lacks is of a row that it has: the relay goes back for it, although the round's tick is there.
+func TestAParkedRowThatAFailoverForgetsIsParkedAgain(t *testing.T) {
+	t.Parallel()
+	r, first := failing(t)
+	ctx := context.Background()
+	var primary atomic.Pointer[devstack.Postgres]
+	primary.Store(first)
+	r.wired(broker.SinkConfig{Timeout: time.Minute}, func(string) string { return address(primary.Load()) }, outbox.RelayConfig{Name: "test",
+		Lease: time.Minute, MinPoll: time.Millisecond, MaxPoll: 20 * time.Millisecond, Logger: slog.New(slog.DiscardHandler)})
+	want := r.some(0, 20)
+	r.eventuallySaved(20)
+	second, err := devstack.StartStandby(ctx, first, devstack.PostgresConfig{})
+	must(t, err)
+	t.Cleanup(func() { must(t, second.Remove()) })
+
+	must(t, r.server.Pause()) // the round is made, and does not come to its second row
+	fine, wild := event("k", 21), elsewhere("k", 22)
+	must(t, pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error { return r.writer.Add(ctx, tx, fine, wild) }))
+	want = append(want, fine)
+	copied, err := pgxpool.New(ctx, second.URL("postgres"))
+	must(t, err)
+	t.Cleanup(copied.Close)
+	stacktest.Eventually(t, 30*time.Second, "the standby has the round", func() (ok bool, err error) {
+		return ok, copied.QueryRow(ctx, "SELECT count(*) > 0 FROM oncebox.outbox_tick, oncebox.outbox WHERE seq = 22 AND pg_visible_in_snapshot(xid, snap)").Scan(&ok)
+	})
+	must(t, second.CutOff(ctx))
+	isParked := func(pool *pgxpool.Pool) func() (bool, error) {
+		return func() (ok bool, err error) {
+			return ok, pool.QueryRow(ctx, "SELECT EXISTS (SELECT FROM oncebox.outbox_parked WHERE id = $1)", wild.ID).Scan(&ok)
+		}
+	}
+	stacktest.Eventually(t, 30*time.Second, "the standby hears no more", func() (ok bool, err error) {
+		return ok, copied.QueryRow(ctx, "SELECT NOT EXISTS (SELECT FROM pg_stat_wal_receiver)").Scan(&ok)
+	})
+	must(t, r.server.Continue())
+	stacktest.Eventually(t, 30*time.Second, "the row is parked", isParked(r.pool))
+	after := r.on(second)
+	primary.Store(second)
+	must(t, first.StopImmediate(ctx))
+	want = append(want, after.some(22, 5)...)
+	r.eventuallyLogged(want...)
+	stacktest.Eventually(t, 30*time.Second, "the row is parked again", isParked(after.pool))
 }
