@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -27,6 +28,9 @@ const (
 	ackEvery = 64
 	// maxUnacked bounds the singles on their way, since a stream takes 10,000 into its queue and drops the rest.
 	maxUnacked = 4096
+	// lateReach is how far behind its end of now a stream may still be given messages by older chains: the most that one has on
+	// its way, and a batch.
+	lateReach = max(maxUnacked, maxOpenBatches*maxBatch) + maxBatch
 )
 
 // A refusal is the broker's answer to a message of a chain that it did not store where it should be.
@@ -44,8 +48,10 @@ func (r *refusal) Error() string {
 
 // A unit is what one acknowledgement is for: the messages up to sequence last.
 type unit struct {
-	last  uint64
-	bytes int
+	last   uint64
+	bytes  int
+	batch  bool
+	stored bool
 }
 
 // A chain publishes messages behind each other. Of one goroutine.
@@ -128,7 +134,13 @@ func (c *chain) batch(ctx context.Context, events []oncebox.Event) (int, error) 
 		}
 		size += more
 	}
-	if err := c.room(ctx, size, maxOpenBatches); err != nil {
+	// A single names the message before it, which the broker lets no batch do. A late one of an older chain, of other events,
+	// may be as long as ours, and the next of ours would stand behind that and overtake the one that was refused.
+	units := maxOpenBatches
+	if c.sent < c.base+lateReach {
+		units = 1
+	}
+	if err := c.room(ctx, size, units); err != nil {
 		return 0, err
 	}
 	id := nuid.Next()
@@ -141,7 +153,7 @@ func (c *chain) batch(ctx context.Context, events []oncebox.Event) (int, error) 
 		}
 		if i == n-1 {
 			c.set("Nats-Batch-Commit", "1")
-			c.ask(unit{last: c.sent + uint64(n), bytes: size})
+			c.ask(unit{last: c.sent + uint64(n), bytes: size, batch: true})
 		}
 		if err := c.publish(); err != nil {
 			return 0, err
@@ -262,7 +274,8 @@ func (c *chain) settle(ctx context.Context) {
 }
 
 // take reads an acknowledgement. It counts by its sequence: on a cluster the old leader and the new one both answer, or
-// neither, so that a number of acknowledgements proves nothing.
+// neither, so that a number of acknowledgements proves nothing. Of what is before it, it proves the singles, each of which names
+// the message before it, down to the batch that they follow; a batch proves itself alone.
 func (c *chain) take(m *nats.Msg) {
 	c.answered++
 	expected, err := strconv.ParseUint(strings.TrimPrefix(m.Subject, c.replies), 10, 64)
@@ -275,8 +288,16 @@ func (c *chain) take(m *nats.Msg) {
 		}
 		return
 	}
-	c.acked = max(c.acked, expected)
-	for len(c.open) > 0 && c.open[0].last <= c.acked {
+	for i, u := range slices.Backward(c.open) {
+		if u.last <= expected {
+			c.open[i].stored = true
+			if u.batch {
+				break
+			}
+		}
+	}
+	for len(c.open) > 0 && c.open[0].stored {
+		c.acked = c.open[0].last
 		c.bytes -= c.open[0].bytes
 		c.open = c.open[1:]
 	}

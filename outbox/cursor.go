@@ -40,11 +40,13 @@ type cursor struct {
 	deadline time.Time // of the lease, by our own monotonic clock, measured from before the renewal was sent
 	newest   int64     // the tick that ends the last round there is
 	newestAt time.Time // when it was taken, see history
+	savedAt  time.Time // when the position that we know was saved, by the database's clock
 }
 
 // history is a condition that holds while the database is the one in which tick n was taken at some time. One that failed over to a
 // standby which lacked its end, or was set back, has lost that tick, or has another by its number, as epochs, xids and seqs are
-// given out again: what a relay knows of before is of no use there. All that was committed before the tick is there where it is.
+// given out again: what a relay knows of before is of no use there. All that was committed before the tick is there where it is. What
+// was saved since may be lost, with the rows that were parked: so a position is saved only in the place of the one saved before.
 func history(ticks, cursor, n, at string) string {
 	return "(SELECT at FROM " + ticks + " WHERE cursor = " + cursor + " AND slot = (" + n + "::bigint >> 16) & 15 AND n = " + n + ") = " + at + "::timestamptz"
 }
@@ -57,12 +59,13 @@ func newCursor(pool *pgxpool.Pool, schema, name, topics, owner string, lease tim
 		acquireSQL: `
 			UPDATE ` + cursors + ` SET epoch = epoch + 1, holder = $2, lease_until = clock_timestamp() + $3, topics = $4
 			FROM ` + durably + ` WHERE name = $1 AND (lease_until < clock_timestamp() OR holder = $2)
-			RETURNING epoch, n, seq, stream_seq, stream_created`,
+			RETURNING epoch, n, seq, stream_seq, stream_created, saved_at`,
 		releaseSQL: `UPDATE ` + cursors + ` SET holder = '', lease_until = '-infinity' WHERE name = $1 AND holder = $2`,
 		saveSQL: `
 			UPDATE ` + cursors + ` SET n = $3, seq = $4, stream_seq = $5, stream_created = $6,
 				lease_until = clock_timestamp() + $7, saved_at = clock_timestamp()
-			WHERE name = $1 AND epoch = $2 AND holder = $8 AND ` + history(ticks, "$1", "$9", "$10"),
+			WHERE name = $1 AND epoch = $2 AND holder = $8 AND saved_at = $11 AND ` + history(ticks, "$1", "$9", "$10") + `
+			RETURNING name, saved_at`,
 		// One look at the end of each slot's index: max(n) of the whole ring would read all of it.
 		newestSQL: newestTick(ticks, "$1", "n, at"),
 		// The snapshot is the statement's own, and the row is its transaction's first write: its xid is at or above the
@@ -106,7 +109,7 @@ func (c *cursor) create(ctx context.Context, schema string) error {
 // acquire takes the lease, also one of our own that an error ended, under a new epoch. ok is false while another holds the lease.
 func (c *cursor) acquire(ctx context.Context) (pos position, created *time.Time, ok bool, err error) {
 	asked := time.Now()
-	err = c.pool.QueryRow(ctx, c.acquireSQL, c.name, c.owner, c.lease, c.topics).Scan(&c.epoch, &pos.n, &pos.seq, &pos.stream, &created)
+	err = c.pool.QueryRow(ctx, c.acquireSQL, c.name, c.owner, c.lease, c.topics).Scan(&c.epoch, &pos.n, &pos.seq, &pos.stream, &created, &c.savedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return position{}, nil, false, nil
 	}
@@ -157,25 +160,14 @@ func (c *cursor) tick(ctx context.Context, stream uint64, all bool) error {
 
 // save stores the position and renews the lease, unless the epoch is over, or the database has lost what the position is of.
 func (c *cursor) save(ctx context.Context, pos position, created time.Time) error {
-	asked := time.Now()
-	tag, err := c.pool.Exec(ctx, c.saveSQL, c.saveArgs(pos, created)...)
-	if err != nil {
-		return fmt.Errorf("save the cursor: %w", err)
-	}
-	return c.renewed(asked, tag.RowsAffected())
+	return c.saved(ctx, c.saveSQL, c.saveArgs(pos, created))
 }
 
 // saveWith is save, durably, in one statement with others: those of sql that join saved are under the epoch too. Its first
-// argument is $11.
+// argument is $12.
 func (c *cursor) saveWith(ctx context.Context, pos position, created time.Time, sql string, args ...any) error {
-	asked := time.Now()
-	var saved int64
-	err := c.pool.QueryRow(ctx, "WITH saved AS ("+c.saveSQL+" RETURNING name), also AS ("+sql+" RETURNING 1) SELECT count(*) FROM saved, "+durably,
-		append(c.saveArgs(pos, created), args...)...).Scan(&saved)
-	if err != nil {
-		return err
-	}
-	return c.renewed(asked, saved)
+	return c.saved(ctx, "WITH saved AS ("+c.saveSQL+"), also AS ("+sql+" RETURNING 1) SELECT name, saved_at FROM saved, "+durably,
+		append(c.saveArgs(pos, created), args...))
 }
 
 func (c *cursor) saveArgs(pos position, created time.Time) []any {
@@ -183,12 +175,18 @@ func (c *cursor) saveArgs(pos position, created time.Time) []any {
 	if !created.IsZero() {
 		createdOrNull = &created
 	}
-	return []any{c.name, c.epoch, pos.n, pos.seq, pos.stream, createdOrNull, c.lease, c.owner, c.newest, c.newestAt}
+	return []any{c.name, c.epoch, pos.n, pos.seq, pos.stream, createdOrNull, c.lease, c.owner, c.newest, c.newestAt, c.savedAt}
 }
 
-func (c *cursor) renewed(asked time.Time, saved int64) error {
-	if saved == 0 {
-		return fmt.Errorf("save the cursor: %w", errFenced)
+func (c *cursor) saved(ctx context.Context, sql string, args []any) error {
+	asked := time.Now()
+	var name string
+	err := c.pool.QueryRow(ctx, sql, args...).Scan(&name, &c.savedAt)
+	if errors.Is(err, pgx.ErrNoRows) {
+		err = errFenced
+	}
+	if err != nil {
+		return fmt.Errorf("save the cursor: %w", err)
 	}
 	c.deadline = asked.Add(c.lease)
 	return nil

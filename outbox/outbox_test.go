@@ -40,6 +40,7 @@ type rig struct {
 	t      *testing.T
 	pool   *pgxpool.Pool
 	writer *outbox.Writer
+	server *devstack.NATS
 	nc     *nats.Conn
 	js     jetstream.JetStream
 
@@ -60,7 +61,7 @@ func rigOn(t *testing.T, pool *pgxpool.Pool, server *devstack.NATS) *rig {
 	must(t, err)
 	w, err := outbox.NewWriter(outbox.WriterConfig{Source: "test"})
 	must(t, err)
-	return &rig{t: t, pool: pool, writer: w, nc: nc, js: js, declared: broker.Stream(stream, "test.>")}
+	return &rig{t: t, pool: pool, writer: w, server: server, nc: nc, js: js, declared: broker.Stream(stream, "test.>")}
 }
 
 func must(t testing.TB, err error) {
@@ -108,7 +109,7 @@ func (r *rig) relayOn(to broker.SinkConfig, change ...func(*outbox.RelayConfig))
 	return &running{Relay: relay, reg: reg, stop: stop}
 }
 
-// metric is the value of the relay's counter or gauge of that name.
+// metric is the value of the relay's counter or gauge of that name, and how often its histogram has been given one.
 func (r *running) metric(t testing.TB, name string) float64 {
 	t.Helper()
 	families, err := r.reg.Gather()
@@ -116,7 +117,7 @@ func (r *running) metric(t testing.TB, name string) float64 {
 	for _, f := range families {
 		if f.GetName() == "oncebox_relay_"+name {
 			m := f.GetMetric()[0]
-			return m.GetCounter().GetValue() + m.GetGauge().GetValue()
+			return m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 		}
 	}
 	t.Fatalf("no metric %s among %d", name, len(families))

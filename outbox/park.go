@@ -82,8 +82,8 @@ func (r *Relay) park(ctx context.Context, row *row, reason error) error {
 	}
 	err := r.cursor.saveWith(ctx, r.safe(), r.created, "INSERT INTO "+r.parkedTable()+` (cursor, seq, id, source, topic, key, version, tenant_id,
 			time, headers, payload, reason, waits)
-		SELECT saved.name, seq, id, source, topic, key, version, tenant_id, time, headers, payload, $12, $13
-		FROM saved, `+pgx.Identifier{r.cfg.Schema, "outbox"}.Sanitize()+" WHERE seq = $11 ON CONFLICT DO NOTHING",
+		SELECT saved.name, seq, id, source, topic, key, version, tenant_id, time, headers, payload, $13, $14
+		FROM saved, `+pgx.Identifier{r.cfg.Schema, "outbox"}.Sanitize()+" WHERE seq = $12 ON CONFLICT DO NOTHING",
 		row.Seq, reason.Error(), errors.Is(reason, errKeyWaits))
 	if err != nil {
 		return fmt.Errorf("park row %d: %w", row.Seq, err)
@@ -189,7 +189,7 @@ func (r *Relay) sendParked(ctx context.Context, seq int64) (bool, error) {
 
 // finish notes the end of parked rows, under our epoch.
 func (r *Relay) finish(ctx context.Context, which, outcome string) error {
-	err := r.cursor.saveWith(ctx, r.safe(), r.created, "UPDATE "+r.parkedTable()+` SET outcome = $11, stream_seq = $12
+	err := r.cursor.saveWith(ctx, r.safe(), r.created, "UPDATE "+r.parkedTable()+` SET outcome = $12, stream_seq = $13
 		FROM saved WHERE cursor = saved.name AND `+which, outcome, r.last)
 	return wrap("note that parked rows are "+outcome, err)
 }

@@ -54,7 +54,7 @@ type stormRelay interface {
 }
 
 func (s *storm) start(t *testing.T, seed uint64) {
-	db, err := pgxpool.ParseConfig(s.w.pg.URL(fmt.Sprint("storm_", s.number)))
+	db, err := pgxpool.ParseConfig(s.w.pg.Load().URL(fmt.Sprint("storm_", s.number)))
 	must(t, err)
 	db.MaxConns = 20
 	db.ConnConfig.DialFunc = s.w.dialPrimary
@@ -198,8 +198,8 @@ func (s *storm) judge(last stormRelay) {
 	s.w.total.add("events", len(want))
 	var idle bool
 	s.eventually(fmt.Sprintf("all of %d events are stored", len(want)), func() (bool, error) {
-		err := s.pool.QueryRow(ctx, `SELECT stream_seq = $1 AND stream_seq >= $2 AND n > (SELECT max(n) FROM oncebox.outbox_tick) FROM oncebox.outbox_cursor`,
-			int64(s.lastSeq()), len(want)).Scan(&idle)
+		err := s.pool.QueryRow(ctx, `SELECT c.stream_seq = $1 AND c.n > t.n AND NOT EXISTS (SELECT FROM oncebox.outbox WHERE NOT pg_visible_in_snapshot(xid, t.snap))
+			FROM oncebox.outbox_cursor AS c, (SELECT n, snap FROM oncebox.outbox_tick ORDER BY n DESC LIMIT 1) AS t`, int64(s.lastSeq())).Scan(&idle)
 		return idle, err
 	})
 	must(t, last.Kill())
