@@ -141,16 +141,18 @@ func Run(ctx context.Context, o Options, b Broker, k KeyStore, def Definition) e
 		return err
 	}
 	built.Handler = traces.events(def.Name, built.Handler, log)
-	retry := inbox.Each(built.Handler)
 	if built.GroupHandler != nil {
 		built.GroupHandler = traces.groups(def.Name, built.GroupHandler, log)
-		retry = built.GroupHandler
 	}
 	if o := built.Outside; o != nil {
 		o.Settle = traces.answers(def.Name, o.Settle, log)
 	}
 	in, err := inbox.New(pool, inbox.Config{Consumer: def.Name, Committed: wake,
 		Horizon: broker.Horizon(nc, def.ReadsStream), Retention: inboxRetention, Logger: log, Registerer: reg})
+	if err != nil {
+		return err
+	}
+	letters, err := built.letters(in)
 	if err != nil {
 		return err
 	}
@@ -179,7 +181,7 @@ func Run(ctx context.Context, o Options, b Broker, k KeyStore, def Definition) e
 		return err
 	}
 	h := &health{pool: pool, nc: nc, keys: askStore}
-	adminRoutes, err := o.guardAdmin(def.Name, h.routes(reg, relay, in.Dead(retry), store, healer))
+	adminRoutes, err := o.guardAdmin(def.Name, h.routes(reg, relay, letters, store, healer))
 	if err != nil {
 		return err
 	}
@@ -273,6 +275,17 @@ const (
 	// groupLanes is how many groups run at once: more only wait for the same disk.
 	groupLanes = 4
 )
+
+// letters are the dead letters of messages that newRouter has handled, to be retried in the same way.
+func (b Built) letters(in *inbox.Inbox) (*inbox.DeadLetters, error) {
+	switch {
+	case b.Outside != nil:
+		return in.DeadOutside(*b.Outside)
+	case b.GroupHandler != nil:
+		return in.Dead(b.GroupHandler), nil
+	}
+	return in.Dead(inbox.Each(b.Handler)), nil
+}
 
 func newRouter(o Options, def Definition, built Built, in *inbox.Inbox, nc *nats.Conn, log *slog.Logger, reg prometheus.Registerer) (*message.Router, *broker.Subscriber, error) {
 	cfg := broker.SubscriberConfig{
