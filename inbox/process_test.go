@@ -80,7 +80,14 @@ func consume() error {
 		if err := effect(ctx, tx, e); err != nil || !bytes.Equal(e.Data, []byte("stand still")) {
 			return err
 		}
-		return syscall.Kill(os.Getpid(), syscall.SIGSTOP) // until somebody lets it go on
+		// The signal stops the threads one after the other: this one could commit before it is its turn.
+		goesOn := make(chan os.Signal, 1)
+		signal.Notify(goesOn, syscall.SIGCONT)
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			return err
+		}
+		<-goesOn
+		return nil
 	}), inbox.GroupConfig{})
 	if err != nil {
 		return err
