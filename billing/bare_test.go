@@ -19,8 +19,23 @@ import (
 	"github.com/oncebox/oncebox/internal/stacktest"
 )
 
-// fillStream stores n requests in the stream of orders, of each hundred bad ones that are malformed, and returns how many those are.
-func fillStream(b *testing.B, server *devstack.NATS, n, bad int) (wantDead int) {
+// A poison makes the i-th request one that is never charged.
+type poison func(requests []oncebox.Event, i int) oncebox.Event
+
+// malformed is refused before anything is written.
+func malformed([]oncebox.Event, int) oncebox.Event {
+	return request(func(p *events.ChargeRequested) { p.Amount = -1 })
+}
+
+// chargedAlready is an order under a second id, which only the charge's own key tells.
+func chargedAlready(requests []oncebox.Event, i int) oncebox.Event {
+	e := requests[i-50]
+	e.ID = uuid.NewString()
+	return e
+}
+
+// fillStream stores n requests in the stream of orders, bad ones of each hundred poisonous, and returns how many those are.
+func fillStream(b *testing.B, server *devstack.NATS, n, bad int, of poison) (wantDead int) {
 	b.Helper()
 	ctx := context.Background()
 	sink, err := broker.NewSink(stacktest.Connect(b, server), broker.Stream(events.OrdersStream, events.OrdersSubjects), broker.SinkConfig{})
@@ -30,8 +45,8 @@ func fillStream(b *testing.B, server *devstack.NATS, n, bad int) (wantDead int) 
 	requests := make([]oncebox.Event, n)
 	for i := range requests {
 		requests[i] = request()
-		if i%100 < bad {
-			requests[i] = request(func(p *events.ChargeRequested) { p.Amount = -1 })
+		if i%100 >= 100-bad {
+			requests[i] = of(requests, i)
 			wantDead++
 		}
 	}
@@ -66,7 +81,7 @@ func benchmarkBareLoop(b *testing.B, server *devstack.Postgres) {
 	_, err = pool.Exec(ctx, bareTables)
 	must(b, err)
 	nats := stacktest.NATS(b)
-	fillStream(b, nats, b.N, 0)
+	fillStream(b, nats, b.N, 0, nil)
 	js, err := jetstream.New(stacktest.Connect(b, nats))
 	must(b, err)
 	consumer, err := js.CreateConsumer(ctx, events.OrdersStream, jetstream.ConsumerConfig{Durable: "bare", AckPolicy: jetstream.AckExplicitPolicy,

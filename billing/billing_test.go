@@ -251,7 +251,7 @@ func aMalformedRequestIsADeadLetter(r *rig) {
 func TestAGroupOfGoodAndBadOnes(t *testing.T) { eachWay(t, aGroupOfGoodAndBadOnes) }
 
 func aGroupOfGoodAndBadOnes(r *rig) {
-	var all, letters, ledger []string
+	var all, letters, ledger, tombstones []string
 	var es []oncebox.Event
 	for i := range 60 {
 		e := request(func(p *events.ChargeRequested) { p.CustomerID, p.Amount = fmt.Sprintf("c%02d", i), int64(1+i) })
@@ -264,11 +264,14 @@ func aGroupOfGoodAndBadOnes(r *rig) {
 			must(r.t, r.handle(e))
 			es = append(es, bad, twice, e)
 			letters = append(letters, billing.ClassAlreadyCharged, "malformed")
+			tooLate := request()
+			must(r.t, r.handle(cancellation(tooLate, 2)))
+			es, tombstones = append(es, tooLate), append(tombstones, "cancelled 10000")
 		}
 	}
 	r.together(es...)
 	slices.Sort(letters)
-	r.want("charges", "SELECT status || ' ' || amount FROM charge ORDER BY amount", all...)
+	r.want("charges", "SELECT status || ' ' || amount FROM charge ORDER BY amount", append(all, tombstones...)...)
 	r.want("ledger", "SELECT account || ' ' || amount || ' ' || currency FROM ledger ORDER BY abs(amount), account", ledger...)
 	r.want("dead letters", "SELECT class FROM oncebox.dead_letter ORDER BY class", letters...)
 	r.want("answers", "SELECT count(*)::text || topic FROM oncebox.outbox GROUP BY topic", "60"+events.TypeChargeSucceeded)

@@ -13,23 +13,6 @@ import (
 	"github.com/oncebox/oncebox/inbox"
 )
 
-// uncharged takes the answer back and says why nothing was charged: a cancellation came first, which is well, or there is a charge
-// already, which should not be.
-func uncharged(ctx context.Context, tx pgx.Tx, tenantID string, order uuid.UUID) error {
-	b := &pgx.Batch{}
-	b.Queue("ROLLBACK TO SAVEPOINT charge")
-	var status string
-	b.Queue(`SELECT status FROM charge WHERE tenant_id = $1 AND order_id = $2`, tenantID, order).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&status) })
-	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return fmt.Errorf("look at the charge of order %s: %w", order, err)
-	}
-	if status != StatusCancelled {
-		return inbox.Permanent(ClassAlreadyCharged, fmt.Errorf("order %s is charged already", order))
-	}
-	return nil
-}
-
 // readCancel reads a cancellation, and the order's id. Its errors are permanent.
 func readCancel(e oncebox.Event) (events.OrderCancelled, uuid.UUID, error) {
 	c, err := inbox.Read[events.OrderCancelled](e)

@@ -66,6 +66,7 @@ func check(e oncebox.Event, orderID, customerID string, amount int64, currency s
 
 // A claim is a charge that is asked for, with its answer.
 type claim struct {
+	tenant    string
 	id, order uuid.UUID
 	req       events.ChargeRequested
 	status    string
@@ -92,7 +93,7 @@ func (s *Service) claim(e oncebox.Event) (claim, error) {
 	if err != nil {
 		return claim{}, err
 	}
-	c := claim{id: uuid.MustParse(oncebox.DerivedID(e, Name, "charge", 0)), order: order, req: req, status: StatusSucceeded}
+	c := claim{tenant: e.TenantID, id: uuid.MustParse(oncebox.DerivedID(e, Name, "charge", 0)), order: order, req: req, status: StatusSucceeded}
 	if req.Amount > s.cfg.ChargeLimit {
 		return c.declined(e, "the amount is above the limit")
 	}
@@ -107,60 +108,127 @@ const chargeLedger = `
 	FROM c, LATERAL (VALUES ('customer:' || c.customer_id, -1), ('revenue', 1)) AS a (account, sign)
 	WHERE c.status = 'succeeded'`
 
-// chargeAll writes the charges, their ledger and the answers in one round trip.
+// chargeAll charges what es ask for, in one round trip. Of orders that are charged or cancelled already it writes nothing, in one
+// more.
 func (s *Service) chargeAll(ctx context.Context, tx pgx.Tx, es []oncebox.Event) []error {
-	var (
-		n                                                 = len(es)
-		errs                                              = make([]error, n)
-		asked                                             = make([]int, 0, n) // the events whose claim stands
-		tenants, customers, currencies, statuses, reasons = make([]string, 0, n), make([]string, 0, n), make([]string, 0, n), make([]string, 0, n), make([]string, 0, n)
-		ids, orders                                       = make([]uuid.UUID, 0, n), make([]uuid.UUID, 0, n)
-		amounts                                           = make([]int64, 0, n)
-		answers                                           = make([]oncebox.Event, 0, n)
-	)
+	errs := make([]error, len(es))
+	claims := make([]claim, 0, len(es))
+	asked := make([]int, 0, len(es)) // the events of claims
 	for i, e := range es {
 		c, err := s.claim(e)
 		if err != nil {
 			errs[i] = err
 			continue
 		}
-		asked = append(asked, i)
-		tenants, ids, orders, customers = append(tenants, e.TenantID), append(ids, c.id), append(orders, c.order), append(customers, c.req.CustomerID)
-		amounts, currencies, statuses, reasons = append(amounts, c.req.Amount), append(currencies, c.req.Currency), append(statuses, c.status), append(reasons, c.reason)
-		answers = append(answers, c.answer)
+		claims, asked = append(claims, c), append(asked, i)
 	}
-	if len(asked) == 0 {
+	if len(claims) == 0 {
 		return errs
 	}
-	b := &pgx.Batch{}
-	if n == 1 {
-		b.Queue("SAVEPOINT charge") // see uncharged
+	charged, err := s.charge(ctx, tx, claims)
+	if err == nil && len(charged) < len(claims) {
+		var why []error
+		why, err = s.uncharged(ctx, tx, claims, charged)
+		for j, err := range why {
+			errs[asked[j]] = err
+		}
 	}
-	var charged int
+	if err != nil {
+		err = fmt.Errorf("charge %d orders: %w", len(claims), err)
+		for _, i := range asked {
+			errs[i] = err
+		}
+	}
+	return errs
+}
+
+// charge writes the charges, their ledger and the answers, and returns the ids of the charges: the others' orders have one. The
+// answers are behind a savepoint, all of them: see uncharged.
+func (s *Service) charge(ctx context.Context, tx pgx.Tx, claims []claim) (map[uuid.UUID]bool, error) {
+	var (
+		n                                                 = len(claims)
+		tenants, customers, currencies, statuses, reasons = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
+		ids, orders                                       = make([]uuid.UUID, n), make([]uuid.UUID, n)
+		amounts                                           = make([]int64, n)
+		answers                                           = make([]oncebox.Event, n)
+	)
+	for i, c := range claims {
+		tenants[i], ids[i], orders[i], customers[i] = c.tenant, c.id, c.order, c.req.CustomerID
+		amounts[i], currencies[i], statuses[i], reasons[i], answers[i] = c.req.Amount, c.req.Currency, c.status, c.reason, c.answer
+	}
+	b := &pgx.Batch{}
+	charged := make(map[uuid.UUID]bool, n)
 	b.Queue(`WITH c AS (
 			INSERT INTO charge (tenant_id, id, order_id, customer_id, amount, currency, status, reason)
 			SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[])
 			ON CONFLICT DO NOTHING RETURNING *),
 		l AS (`+chargeLedger+`)
-		SELECT count(*) FROM c`,
+		SELECT id FROM c`,
 		tenants, ids, orders, customers, amounts, currencies, statuses, reasons).
-		QueryRow(func(row pgx.Row) error { return row.Scan(&charged) })
-	err := s.outbox.Queue(b, answers...)
-	if err == nil {
-		err = tx.SendBatch(ctx, b).Close()
+		Query(func(rows pgx.Rows) error {
+			var id uuid.UUID
+			_, err := pgx.ForEachRow(rows, []any{&id}, func() error {
+				charged[id] = true
+				return nil
+			})
+			return err
+		})
+	b.Queue("SAVEPOINT answers")
+	if err := s.outbox.Queue(b, answers...); err != nil {
+		return nil, err
 	}
-	switch {
-	case err != nil:
-		err = fmt.Errorf("charge %d orders: %w", len(asked), err)
-	case charged == len(asked):
-		return errs
-	case n > 1: // the answers are written for all: each is to run by itself
-		err = fmt.Errorf("of %d orders %d are cancelled or charged already", len(asked), len(asked)-charged)
-	default:
-		err = uncharged(ctx, tx, tenants[0], orders[0])
+	return charged, tx.SendBatch(ctx, b).Close()
+}
+
+// uncharged takes back the answers to those claims that were not charged, and says of each why: nil if its cancellation came
+// first, which is well, or if it was charged; another charge of its order should not be there.
+func (s *Service) uncharged(ctx context.Context, tx pgx.Tx, claims []claim, charged map[uuid.UUID]bool) ([]error, error) {
+	type key struct {
+		tenant string
+		order  uuid.UUID
 	}
-	for _, i := range asked {
-		errs[i] = err
+	var (
+		tenants []string
+		orders  []uuid.UUID
+		answers []oncebox.Event
+	)
+	for _, c := range claims {
+		if charged[c.id] {
+			answers = append(answers, c.answer)
+			continue
+		}
+		tenants, orders = append(tenants, c.tenant), append(orders, c.order)
 	}
-	return errs
+	b := &pgx.Batch{}
+	b.Queue("ROLLBACK TO SAVEPOINT answers")
+	statuses := make(map[key]string, len(orders))
+	b.Queue(`SELECT tenant_id, order_id, status FROM charge WHERE (order_id, tenant_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))`, orders, tenants).
+		Query(func(rows pgx.Rows) error {
+			var (
+				k      key
+				status string
+			)
+			_, err := pgx.ForEachRow(rows, []any{&k.tenant, &k.order, &status}, func() error {
+				statuses[k] = status
+				return nil
+			})
+			return err
+		})
+	if err := s.outbox.Queue(b, answers...); err != nil {
+		return nil, err
+	}
+	if err := tx.SendBatch(ctx, b).Close(); err != nil {
+		return nil, fmt.Errorf("look at %d orders that are charged or cancelled: %w", len(orders), err)
+	}
+	why := make([]error, len(claims))
+	for i, c := range claims {
+		switch status := statuses[key{c.tenant, c.order}]; {
+		case charged[c.id] || status == StatusCancelled:
+		case status == "":
+			return nil, fmt.Errorf("order %s was not charged, and has no charge", c.order)
+		default:
+			why[i] = inbox.Permanent(ClassAlreadyCharged, fmt.Errorf("order %s is charged already", c.order))
+		}
+	}
+	return why, nil
 }

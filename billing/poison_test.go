@@ -115,6 +115,10 @@ func TestEachBadMessageIsOneDeadLetter(t *testing.T) {
 			{"headers of 100,000 bytes", set("x-long", strings.Repeat("x", 100000)), refused},
 			{"an id that is sent twice", header(func(h nats.Header) { h["ce-id"] = []string{"a", "b"} }), "undecodable"},
 			{"an id in two cases", set("CE-Id", "another"), "undecodable"},
+			{"an id in the headers and another in the body", func(m *nats.Msg) {
+				m.Data = []byte(`{"specversion":"1.0","id":"` + uuid.NewString() + `","data":` + string(m.Data) + `}`)
+				m.Header = nats.Header{"ce-id": m.Header["ce-id"], "content-type": {"application/cloudevents+json"}}
+			}, "undecodable"},
 			{"no source", unset("ce-source"), "undecodable"},
 			{"no type", unset("ce-type"), "undecodable"},
 			{"an unknown type", set("ce-type", "orders.order.framed.v1"), ignored},
@@ -129,6 +133,9 @@ func TestEachBadMessageIsOneDeadLetter(t *testing.T) {
 			{"null", data("null"), "malformed"},
 			{"an array", data("[]"), "malformed"},
 			{"cut off", data(`{"order_id":"ORDER","amount":`), "malformed"},
+			{"random bytes as data", func(m *nats.Msg) { m.Data = []byte{0, 1, 0xff, 0xfe, 0x80} }, "malformed"},
+			{"an order id that is none", data(`{"order_id":"17","customer_id":"c","amount":1,"currency":"USD"}`), "malformed"},
+			{"the order of another key", data(`{"order_id":"` + uuid.NewString() + `","customer_id":"c","amount":1,"currency":"USD"}`), "malformed"},
 			{"more behind the end", data(`{"order_id":"ORDER","customer_id":"c","amount":1,"currency":"USD"}{}`), "malformed"},
 			{"depth 20,000", func(m *nats.Msg) { m.Data = bytes.Repeat([]byte("["), 20000) }, "malformed"},
 			{"a megabyte of spaces", func(m *nats.Msg) { m.Data = bytes.Repeat([]byte(" "), 1<<20-4096) }, "malformed"},
@@ -145,6 +152,8 @@ func TestEachBadMessageIsOneDeadLetter(t *testing.T) {
 			{"a forged reply subject", func(m *nats.Msg) { m.Reply, m.Data = "$JS.ACK.ORDERS.billing.1.1.1.1.1", []byte("{}") }, refused},
 			{"an order to roll up", set("Nats-Rollup", "all"), refused},
 			{"an expected sequence", set("Nats-Expected-Last-Sequence", "7777"), refused},
+			{"an expected message id", set("Nats-Expected-Last-Msg-Id", "another"), refused},
+			{"an expected sequence of its subject", set("Nats-Expected-Last-Subject-Sequence", "7777"), refused},
 			{"an expected stream", set("Nats-Expected-Stream", "ANOTHER"), refused},
 		}
 		l, start := newLine(t)
@@ -171,6 +180,7 @@ func TestEachBadMessageIsOneDeadLetter(t *testing.T) {
 			ids[c.name] = c.class
 		}
 		good := wire(request())
+		good.Header.Set("Nats-Msg-Id", "another id: the broker's own")
 		for i := range 500 {
 			good.Header.Set(fmt.Sprint("x-header-", i), "value")
 		}

@@ -2,8 +2,11 @@ package billing_test
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"slices"
 	"testing"
+	"time"
 
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -29,31 +32,81 @@ func BenchmarkCharge(b *testing.B) {
 	b.Run("bare loop, 500 a statement", func(b *testing.B) { benchmarkBareLoop(b, server) })
 	for _, way := range []struct {
 		name   string
-		bad    int // of a hundred
-		handle func(*inbox.Inbox, *billing.Service) (message.NoPublishHandlerFunc, error)
+		handle handling
 	}{
-		{"one by one", 0, func(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
+		{"one by one", func(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
 			return in.One(s.Handler()), nil
 		}},
-		{"each of a group", 0, func(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
-			return in.Group(inbox.Each(s.Handler()), inbox.GroupConfig{})
-		}},
-		{"a group as a set", 0, asSet},
-		{"a group of 500 as a set", 0, func(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
+		{"each of a group", eachOfGroup},
+		{"a group as a set", asSet},
+		{"a group of 500 as a set", func(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
 			return in.Group(s.GroupHandler(), inbox.GroupConfig{Max: 500, Lanes: 2})
 		}},
-		{"a group as a set, 1 of 100 bad", 1, asSet},
-		{"a group as a set, 10 of 100 bad", 10, asSet},
 	} {
-		b.Run(way.name, func(b *testing.B) { benchmarkCharge(b, server, way.bad, way.handle) })
+		b.Run(way.name, func(b *testing.B) {
+			b.ReportMetric(charges(b, server, 0, nil, way.handle), "charges/s")
+			b.ReportMetric(0, "ns/op")
+		})
 	}
+}
+
+// BenchmarkPoison measures what messages that can never be handled cost the good ones beside them. Each round runs with none, with
+// one and with ten of a hundred, one after the other, and the ratios are those of the rounds' medians:
+//
+//	go test ./billing -run '^$' -bench Poison -benchtime 20000x
+func BenchmarkPoison(b *testing.B) {
+	const rounds = 5
+	server := stacktest.OwnPostgres(b, devstack.PostgresConfig{Fsync: true})
+	for _, way := range []struct {
+		name   string
+		of     poison
+		handle handling
+	}{
+		{"malformed, a group as a set", malformed, asSet},
+		{"charged already, a group as a set", chargedAlready, asSet},
+		{"malformed, each of a group", malformed, eachOfGroup},
+	} {
+		b.Run(way.name, func(b *testing.B) {
+			if b.N == 1 { // Go tries with one first
+				return
+			}
+			rates := map[int][]float64{}
+			for range rounds {
+				for _, bad := range []int{0, 1, 10} {
+					rates[bad] = append(rates[bad], charges(b, server, bad, way.of, way.handle))
+				}
+			}
+			for bad, of := range rates {
+				slices.Sort(of)
+				b.Logf("%2d of a hundred bad: %.0f charges/s", bad, of)
+			}
+			median := func(bad int) float64 { return rates[bad][rounds/2] }
+			b.ReportMetric(median(0), "charges/s")
+			b.ReportMetric(0, "ns/op")
+			for bad, least := range map[int]float64{1: 80, 10: 40} {
+				kept := 100 * median(bad) / median(0)
+				b.ReportMetric(kept, fmt.Sprintf("%%_kept_at_%d%%", bad))
+				if kept < least {
+					b.Errorf("with %d of a hundred bad the good ones keep %.0f %% of their rate, and not %.0f %%", bad, kept, least)
+				}
+			}
+		})
+	}
+}
+
+type handling = func(*inbox.Inbox, *billing.Service) (message.NoPublishHandlerFunc, error)
+
+func eachOfGroup(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
+	return in.Group(inbox.Each(s.Handler()), inbox.GroupConfig{})
 }
 
 func asSet(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
 	return in.Group(s.GroupHandler(), inbox.GroupConfig{})
 }
 
-func benchmarkCharge(b *testing.B, server *devstack.Postgres, bad int, handle func(*inbox.Inbox, *billing.Service) (message.NoPublishHandlerFunc, error)) {
+// charges handles b.N requests, bad of a hundred poisonous, and returns how many it charges in a second.
+func charges(b *testing.B, server *devstack.Postgres, bad int, of poison, handle handling) float64 {
+	b.Helper()
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, server.URL("postgres"))
 	must(b, err)
@@ -67,7 +120,7 @@ func benchmarkCharge(b *testing.B, server *devstack.Postgres, bad int, handle fu
 	must(b, err)
 
 	nats := stacktest.NATS(b)
-	wantDead := fillStream(b, nats, b.N, bad)
+	wantDead := fillStream(b, nats, b.N, bad, of)
 	nc := stacktest.Connect(b, nats)
 
 	done := make(chan struct{}, b.N)
@@ -88,19 +141,20 @@ func benchmarkCharge(b *testing.B, server *devstack.Postgres, bad int, handle fu
 	})
 	_, err = pool.Exec(ctx, "CHECKPOINT")
 	must(b, err)
-	b.ResetTimer()
+	began := time.Now()
 	go func() { _ = router.Run(ctx) }()
 	for range b.N {
 		<-done
 	}
-	b.StopTimer()
-	b.ReportMetric(float64(b.N-wantDead)/b.Elapsed().Seconds(), "charges/s")
-	b.ReportMetric(0, "ns/op")
+	took := time.Since(began)
 	must(b, sub.Close())
 	must(b, router.Close())
-	var charges, dead int
-	must(b, pool.QueryRow(ctx, "SELECT (SELECT count(*) FROM charge), (SELECT count(*) FROM oncebox.dead_letter)").Scan(&charges, &dead))
-	if charges != b.N-wantDead || dead != wantDead {
-		b.Errorf("%d charges and %d dead letters for %d requests, %d of them bad", charges, dead, b.N, wantDead)
+	nc.Close()
+	must(b, nats.Stop(ctx))
+	var charged, dead int
+	must(b, pool.QueryRow(ctx, "SELECT (SELECT count(*) FROM charge), (SELECT count(*) FROM oncebox.dead_letter)").Scan(&charged, &dead))
+	if charged != b.N-wantDead || dead != wantDead {
+		b.Errorf("%d charges and %d dead letters for %d requests, %d of them bad", charged, dead, b.N, wantDead)
 	}
+	return float64(charged) / took.Seconds()
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -65,7 +64,7 @@ func TestAStreamThatIsRolledBackIsReadFromWhereItWas(t *testing.T) {
 	r.publish(messages(10, func(int) string { return "k" })...)
 	ids(t, out, event("", 10).ID)
 	r.consumer("ten are acknowledged", func(i *jetstream.ConsumerInfo) bool { return i.AckFloor.Stream == 10 })
-	disk, saved := r.streamFolder(), filepath.Join(t.TempDir(), "saved")
+	disk, saved := stacktest.StreamFolder(t, r.server, "TEST"), filepath.Join(t.TempDir(), "saved")
 	ctx := context.Background()
 	restart := func(while func()) {
 		t.Helper()
@@ -73,7 +72,7 @@ func TestAStreamThatIsRolledBackIsReadFromWhereItWas(t *testing.T) {
 		while()
 		must(t, r.server.Restart(ctx))
 	}
-	restart(func() { copyFolder(t, disk, saved) })
+	restart(func() { stacktest.CopyFolder(t, disk, saved) })
 	stacktest.Eventually(t, 10*time.Second, "connected again", func() (bool, error) { return r.nc.IsConnected(), nil })
 	for i := 11; i <= 20; i++ {
 		r.publish(event("k", i).Message())
@@ -82,7 +81,7 @@ func TestAStreamThatIsRolledBackIsReadFromWhereItWas(t *testing.T) {
 	r.consumer("twenty are acknowledged", func(i *jetstream.ConsumerInfo) bool { return i.AckFloor.Stream == 20 })
 	restart(func() {
 		must(t, os.RemoveAll(disk))
-		copyFolder(t, saved, disk)
+		stacktest.CopyFolder(t, saved, disk)
 	})
 	stacktest.Eventually(t, 10*time.Second, "connected again", func() (bool, error) { return r.nc.IsConnected(), nil })
 	s, err := r.js.Stream(ctx, "TEST")
@@ -124,24 +123,6 @@ func TestMessagesInTheLostOnesPlacesAreNotTakenForThem(t *testing.T) {
 	must(t, err)
 	if got := ids(t, out, event("", 25).ID); len(got) != 15 {
 		t.Errorf("got %v", got)
-	}
-}
-
-// streamFolder is where the messages of TEST are stored, without its consumers.
-func (r *rig) streamFolder() string {
-	r.t.Helper()
-	found, err := filepath.Glob(filepath.Join(r.server.StorePath(), "jetstream", "*", "streams", "TEST", "msgs"))
-	must(r.t, err)
-	if len(found) != 1 {
-		r.t.Fatalf("the stream's messages are in %v", found)
-	}
-	return found[0]
-}
-
-func copyFolder(t *testing.T, from, to string) {
-	t.Helper()
-	if out, err := exec.Command("cp", "-a", from, to).CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
 	}
 }
 

@@ -24,22 +24,18 @@ func (s *service) operate(t testing.TB, method, path, token string) answer {
 	return a
 }
 
-// Invariant: an order whose charge request died is charged once when an operator has the letter retried, however often.
-func TestADeadChargeRequestIsChargedWhenItIsRetried(t *testing.T) {
-	t.Parallel()
-	const token = "the-token-of-the-operator"
-	file := filepath.Join(t.TempDir(), "token")
-	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+func (s *system) alterCharge(t testing.TB, how string) {
+	t.Helper()
+	if _, err := s.billing.db.Exec(t.Context(), "ALTER TABLE charge "+how); err != nil {
 		t.Fatal(err)
 	}
-	s := startSystem(t, nil, map[string]string{"ADMIN_TOKEN_FILE": file})
-	alter := func(sql string) {
-		t.Helper()
-		if _, err := s.billing.db.Exec(t.Context(), "ALTER TABLE charge "+sql); err != nil {
-			t.Fatal(err)
-		}
-	}
-	alter("ADD CONSTRAINT not_today CHECK (amount < 0) NOT VALID")
+}
+
+// deadRequest makes an order whose charge the database refuses, for as long as the constraint not_today is there, and returns the
+// path of its dead letter.
+func (s *system) deadRequest(t testing.TB) string {
+	t.Helper()
+	s.alterCharge(t, "ADD CONSTRAINT not_today CHECK (amount < 0) NOT VALID")
 	s.order(t, "one")
 	var list struct {
 		Letters []struct {
@@ -51,11 +47,23 @@ func TestADeadChargeRequestIsChargedWhenItIsRetried(t *testing.T) {
 		err := json.Unmarshal(s.billing.operate(t, http.MethodGet, "/dead-letters", "").body, &list)
 		return len(list.Letters) == 1, err
 	})
-	letter := fmt.Sprint("/dead-letters/", list.Letters[0].N)
+	return fmt.Sprint("/dead-letters/", list.Letters[0].N)
+}
+
+// Invariant: an order whose charge request died is charged once when an operator has the letter retried, however often.
+func TestADeadChargeRequestIsChargedWhenItIsRetried(t *testing.T) {
+	t.Parallel()
+	const token = "the-token-of-the-operator"
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	s := startSystem(t, nil, map[string]string{"ADMIN_TOKEN_FILE": file})
+	letter := s.deadRequest(t)
 	if a := s.billing.operate(t, http.MethodPost, letter+"/retry", token); a.status != http.StatusConflict || !strings.Contains(string(a.body), "not_today") {
 		t.Errorf("a retry while the database refuses the charge: %d %s", a.status, a.body)
 	}
-	alter("DROP CONSTRAINT not_today")
+	s.alterCharge(t, "DROP CONSTRAINT not_today")
 	if a := s.billing.operate(t, http.MethodPost, letter+"/retry", "another-token-altogether"); a.status != http.StatusUnauthorized {
 		t.Errorf("a retry with another token: %d %s", a.status, a.body)
 	}

@@ -171,6 +171,34 @@ func TestCancelledOrdersAreGivenBackAtTheProvider(t *testing.T) {
 	}
 }
 
+// Invariant: a charge request that died is asked for at the provider when it is retried, and not written into the ledger alone.
+func TestADeadChargeRequestIsAskedForAtTheProviderWhenItIsRetried(t *testing.T) {
+	t.Parallel()
+	const token = "the-token-of-the-operator"
+	file := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(file, []byte(token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startProvider(t)
+	s := startSystem(t, nil, map[string]string{"PSP_URL": "http://" + p.addr, "PSP_TIMEOUT": "2s", "ADMIN_TOKEN_FILE": file})
+	letter := s.deadRequest(t)
+	s.alterCharge(t, "DROP CONSTRAINT not_today")
+	if a := s.billing.operate(t, http.MethodPost, letter+"/retry", token); a.status != http.StatusOK {
+		t.Errorf("the retry: %d %s", a.status, a.body)
+	}
+	if a := s.billing.operate(t, http.MethodPost, letter+"/retry", token); a.status != http.StatusNotFound {
+		t.Errorf("another retry: %d %s", a.status, a.body)
+	}
+	s.settle(t)
+	s.atProvider(t, p, "succeeded", 1)
+	if last, err := p.state(t.Context()); err != nil || last.Charges != 1 {
+		t.Errorf("the provider made %d charges, %v", last.Charges, err)
+	}
+	for _, problem := range s.brokenOrders(t, 1) {
+		t.Error(problem)
+	}
+}
+
 // atProvider compares the charges of a status, which must be as many as want, with the provider's.
 func (s *system) atProvider(t testing.TB, p *provider, status string, want int) {
 	t.Helper()

@@ -3,6 +3,7 @@ package inbox_test
 import (
 	"context"
 	"errors"
+	"sync"
 	"testing"
 	"time"
 
@@ -56,6 +57,46 @@ func TestAMessageThatKillsItsProcessIsDeadAfterMaxCrashes(t *testing.T) {
 	must(t, r.inbox("consumer").One(effect)(again(e, 5)))
 	r.wantLetters("crashed")
 	r.wantEffects(1) // of the one beside it
+}
+
+// What has crashed before runs while no other redelivered message does: if it crashes again, no innocent's attempt is open.
+func TestAMessageThatHasCrashedRunsInNoCompany(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var others sync.WaitGroup
+	stop := make(chan struct{})
+	for range 3 {
+		others.Go(func() {
+			for e, n := event("innocent"), 2; ; n++ {
+				select {
+				case <-stop:
+					return
+				default:
+					_ = r.in.One(func(ctx context.Context, tx pgx.Tx, _ oncebox.Event) error {
+						_, err := tx.Exec(ctx, "SELECT pg_sleep(0.002)")
+						return errors.Join(err, errors.New("passing"))
+					})(again(e, n))
+				}
+			}
+		})
+	}
+	for range 10 {
+		e := event("passing")
+		if r.in.One(play)(again(e, 2)) == nil {
+			t.Fatal("a failure was taken for done")
+		}
+		_, err := r.pool.Exec(t.Context(), "UPDATE oncebox.inbox SET crashes = 1 WHERE id = $1", e.ID)
+		must(t, err)
+		must(t, r.in.One(func(ctx context.Context, tx pgx.Tx, e oncebox.Event) error {
+			if n := r.count("oncebox.inbox WHERE owner IS NOT NULL AND id <> $1", e.ID); n != 0 {
+				t.Errorf("%d attempts are open beside it", n)
+			}
+			return effect(ctx, tx, e)
+		})(again(e, 3)))
+	}
+	close(stop)
+	others.Wait()
+	r.wantEffects(10)
 }
 
 // cutConnectionsOfOthers ends the transactions of handlers that hang, as the death of their process would.

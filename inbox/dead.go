@@ -64,7 +64,8 @@ var (
 // processes: a letter's row is the lock and the state of what is done with it.
 type DeadLetters struct {
 	in      *Inbox
-	handler GroupHandler
+	retry   func(ctx context.Context, n int64) error
+	outside *external // nil unless the effects are outside the database
 	list    string
 	lock    string
 	blocked string
@@ -72,12 +73,13 @@ type DeadLetters struct {
 	resolve string
 }
 
-// Dead returns the consumer's dead letters. Retries run h, which is to be the consumer's own handler.
+// Dead returns the consumer's dead letters. Retries run h, which is to be the consumer's own handler. Of a consumer whose messages
+// are handled by [Inbox.External] the letters are those of [Inbox.DeadOutside].
 func (in *Inbox) Dead(h GroupHandler) *DeadLetters {
 	letter := pgx.Identifier{in.cfg.Schema, "dead_letter"}.Sanitize()
 	inbox := pgx.Identifier{in.cfg.Schema, "inbox"}.Sanitize()
 	const columns = `n, source, id, tenant_id, message_id, topic, key, version, seq, class, reason, attempts, state, holds_key, headers, payload, first_seen, last_seen`
-	return &DeadLetters{in: in, handler: h,
+	d := &DeadLetters{in: in,
 		list: `SELECT ` + columns + ` FROM ` + letter + `
 			WHERE consumer = $1 AND n > $2 AND ($3 = '' OR tenant_id = $3) AND ($4 = '' OR source = $4) AND ($5 = '' OR topic = $5)
 				AND ($6 = '' OR key = $6) AND ($7 = '' OR class = $7) AND ($8 = '' OR state = $8) AND ($9::timestamptz IS NULL OR first_seen < $9)
@@ -94,6 +96,8 @@ func (in *Inbox) Dead(h GroupHandler) *DeadLetters {
 				WHERE $3 = 'retried' AND i.consumer = $1 AND i.source = l.source AND i.id = l.id)
 			SELECT source, key, version, class FROM l`,
 	}
+	d.retry = func(ctx context.Context, n int64) error { return d.retryInside(ctx, n, h) }
+	return d
 }
 
 // List returns letters in the order of their numbers, limit at most.
@@ -117,8 +121,18 @@ func (d *DeadLetters) List(ctx context.Context, f Filter, limit int) ([]Letter, 
 // error of the handler is returned and leaves the letter dead: with the new class and reason if it is permanent. Others:
 // [ErrNotDead], [ErrHasEffect], [ErrBehind], [oncebox.ErrInvalid] for a message that is no event.
 func (d *DeadLetters) Retry(ctx context.Context, n int64) error {
-	if d.handler == nil {
-		return errors.New("inbox: retry of a dead letter: Dead was given no handler")
+	if err := d.retry(ctx, n); err != nil {
+		return fmt.Errorf("retry dead letter %d: %w", n, err)
+	}
+	if d.in.cfg.Committed != nil {
+		d.in.cfg.Committed()
+	}
+	return nil
+}
+
+func (d *DeadLetters) retryInside(ctx context.Context, n int64, h GroupHandler) error {
+	if h == nil {
+		return errors.New("inbox: Dead was given no handler")
 	}
 	var failed error
 	err := d.in.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
@@ -127,8 +141,7 @@ func (d *DeadLetters) Retry(ctx context.Context, n int64) error {
 		if err != nil {
 			return err
 		}
-		m := message.NewMessage(l.MessageID, l.Payload)
-		maps.Copy(m.Metadata, l.Headers)
+		m := l.message()
 		e, err := oncebox.Decode(m)
 		if err != nil {
 			return err
@@ -137,7 +150,7 @@ func (d *DeadLetters) Retry(ctx context.Context, n int64) error {
 		if err != nil {
 			return err
 		}
-		errs, err := d.in.call(ctx, d.handler, savepoint, []*delivery{{event: e, id: l.ID, raw: m}})
+		errs, err := d.in.call(ctx, h, savepoint, []*delivery{{event: e, id: l.ID, raw: m}})
 		if err == nil && errs != nil && !errors.Is(errs[0], ErrUnknownType) {
 			err = errs[0]
 		}
@@ -155,16 +168,22 @@ func (d *DeadLetters) Retry(ctx context.Context, n int64) error {
 		if err := savepoint.Rollback(ctx); err != nil {
 			return err
 		}
-		_, err = tx.Exec(ctx, d.failed, d.in.cfg.Consumer, n, why.class, printableText(why.Error()))
-		return err
+		return d.stays(ctx, tx, n, why)
 	})
-	if err = errors.Join(err, failed); err != nil {
-		return fmt.Errorf("retry dead letter %d: %w", n, err)
-	}
-	if d.in.cfg.Committed != nil {
-		d.in.cfg.Committed()
-	}
-	return nil
+	return errors.Join(err, failed)
+}
+
+// message is the letter's, as it came.
+func (l Letter) message() *message.Message {
+	m := message.NewMessage(l.MessageID, l.Payload)
+	maps.Copy(m.Metadata, l.Headers)
+	return m
+}
+
+// stays notes why a letter could not be retried.
+func (d *DeadLetters) stays(ctx context.Context, tx pgx.Tx, n int64, why *permanentError) error {
+	_, err := tx.Exec(ctx, d.failed, d.in.cfg.Consumer, n, why.class, printableText(why.Error()))
+	return err
 }
 
 // take locks the letter's row, and returns it if it may run.
@@ -260,7 +279,14 @@ func (d *DeadLetters) RetryAll(ctx context.Context, f Filter) (Report, error) {
 
 // Drop gives letter n up: it has no effect, ever. It returns [ErrNotDead] if it was retried or dropped already.
 func (d *DeadLetters) Drop(ctx context.Context, n int64) error {
-	err := d.in.transact(ctx, func(ctx context.Context, tx pgx.Tx) error { return d.resolved(ctx, tx, n, "dropped") })
+	err := d.in.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
+		if d.outside != nil {
+			if err := d.rest(ctx, tx, n); err != nil {
+				return err
+			}
+		}
+		return d.resolved(ctx, tx, n, "dropped")
+	})
 	if err != nil {
 		return fmt.Errorf("drop dead letter %d: %w", n, err)
 	}

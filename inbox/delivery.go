@@ -64,10 +64,16 @@ type (
 func (d *delivery) bury(why *permanentError) { d.outcome, d.why = dead, why }
 func (d *delivery) retry(err error)          { d.outcome, d.err = again, err }
 
-// receive reads a message. One that is no event is a delivery too, with its verdict.
+// receive takes a message in hand.
 func (in *Inbox) receive(m *message.Message) *delivery {
-	d := &delivery{raw: m, delivered: oncebox.Delivered(m.Context()), since: time.Now()}
+	d := in.read(m)
 	in.metrics.inHand.add(d)
+	return d
+}
+
+// read makes a delivery of a message. One that is no event is a delivery too, with its verdict.
+func (*Inbox) read(m *message.Message) *delivery {
+	d := &delivery{raw: m, delivered: oncebox.Delivered(m.Context()), since: time.Now()}
 	var err error
 	if d.event, err = oncebox.Decode(m); err != nil {
 		// Without an event's id the message itself is the id: the same bytes again are the same dead letter.

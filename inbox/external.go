@@ -65,11 +65,10 @@ const ClassOutcomeUnknown = "outcome_unknown"
 // while no other of this process does, and after [Config.MaxCrashes] its effect is only looked for: if it is found, it is
 // settled, and otherwise the event is a dead letter of class "crashed". Attempts that failed are not counted.
 func (in *Inbox) External(o Outside) (message.NoPublishHandlerFunc, error) {
-	o, err := o.withDefaults()
+	x, err := in.external(o)
 	if err != nil {
 		return nil, err
 	}
-	x := &external{in: in, Outside: o, sql: newIntentStatements(in.cfg.Schema)}
 	return func(m *message.Message) error {
 		d := in.receive(m)
 		x.handle(m.Context(), d)
@@ -81,6 +80,14 @@ type external struct {
 	in *Inbox
 	Outside
 	sql intentStatements
+}
+
+func (in *Inbox) external(o Outside) (*external, error) {
+	o, err := o.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &external{in: in, Outside: o, sql: newIntentStatements(in.cfg.Schema)}, nil
 }
 
 func (x *external) handle(ctx context.Context, d *delivery) {
@@ -116,7 +123,7 @@ func (x *external) handle(ctx context.Context, d *delivery) {
 func (x *external) attempt(ctx context.Context, d *delivery, i intent) error {
 	answer, err := []byte(nil), i.refused
 	if err == nil && i.ask {
-		answer, err = x.ask(ctx, d, i)
+		answer, err = x.ask(ctx, d, i, func(ctx context.Context) ([]byte, error) { return x.callOrFind(ctx, d, i) })
 	}
 	if err == nil {
 		err = x.end(ctx, d, i, "done", func(ctx context.Context, tx pgx.Tx) error { return x.Settle(ctx, tx, d.event, answer) })
@@ -145,8 +152,8 @@ func (x *external) attempt(ctx context.Context, d *delivery, i intent) error {
 	return err
 }
 
-// ask calls, or looks for what an earlier call did, until the lease is over.
-func (x *external) ask(ctx context.Context, d *delivery, i intent) ([]byte, error) {
+// ask runs f, which calls, or looks for what an earlier call did, until the lease is over.
+func (x *external) ask(ctx context.Context, d *delivery, i intent, f func(context.Context) ([]byte, error)) ([]byte, error) {
 	ctx, cancel := context.WithDeadline(ctx, i.until)
 	defer cancel()
 	var (
@@ -161,7 +168,7 @@ func (x *external) ask(ctx context.Context, d *delivery, i intent) ([]byte, erro
 				err = fmt.Errorf("inbox: the call for %s panicked: %v", d.event.Type, p)
 			}
 		}()
-		answer, err = x.callOrFind(ctx, d, i)
+		answer, err = f(ctx)
 	}()
 	select {
 	case <-returned:
@@ -175,6 +182,10 @@ func (x *external) ask(ctx context.Context, d *delivery, i intent) ([]byte, erro
 	return answer, err
 }
 
+func (x *external) call(ctx context.Context, d *delivery) ([]byte, error) {
+	return x.Call(ctx, d.event, oncebox.DerivedID(d.event, x.in.cfg.Consumer, "outside", 0))
+}
+
 func (x *external) callOrFind(ctx context.Context, d *delivery, i intent) (answer []byte, err error) {
 	var class string
 	switch {
@@ -183,7 +194,7 @@ func (x *external) callOrFind(ctx context.Context, d *delivery, i intent) (answe
 	case i.since+x.Lease >= x.KeyRetention:
 		class = ClassOutcomeUnknown
 	default:
-		return x.Call(ctx, d.event, oncebox.DerivedID(d.event, x.in.cfg.Consumer, "outside", 0))
+		return x.call(ctx, d)
 	}
 	answer, found, err := x.Find(ctx, d.event)
 	if err == nil && !found {

@@ -23,7 +23,7 @@ type intent struct {
 	refused error         // Prepare's too: permanent, or ErrUnknownType
 }
 
-type intentStatements struct{ claim, release, end string }
+type intentStatements struct{ claim, claimDead, rest, release, end string }
 
 func newIntentStatements(schema string) intentStatements {
 	// What a process leaves open and comes back to has not crashed: it could not write, in an outage, that it had ended.
@@ -40,6 +40,17 @@ func newIntentStatements(schema string) intentStatements {
 				at = CASE WHEN i.state = 'intent' THEN i.at ELSE EXCLUDED.at END
 			WHERE i.digest = EXCLUDED.digest AND (i.state = 'started' OR i.state = 'intent' AND i.lease_until <= clock_timestamp())
 			RETURNING crashes, clock_timestamp() - at`,
+		// The same for the retry of a dead letter, whose message no broker brings any more. The age of what may have been asked for
+		// is not known; $9 crashes say that it must not be asked for.
+		claimDead: `INSERT INTO ` + table + ` AS i (consumer, source, id, tenant_id, seq, digest, state, owner, lease_until, crashes)
+			VALUES ($1, $2, $3, $4, $5, $6, 'intent', $7, clock_timestamp() + $8, $9)
+			ON CONFLICT (consumer, source, id) DO UPDATE SET state = 'intent', owner = EXCLUDED.owner, lease_until = EXCLUDED.lease_until,
+				crashes = GREATEST(i.crashes, EXCLUDED.crashes)
+			WHERE i.state = 'dead' OR i.state = 'intent' AND i.lease_until <= clock_timestamp()
+			RETURNING crashes`,
+		rest: `WITH r AS (UPDATE ` + table + ` SET state = 'dead', owner = NULL, lease_until = NULL
+				WHERE consumer = $1 AND source = $2 AND id = $3 AND state = 'intent' AND lease_until <= clock_timestamp())
+			SELECT EXISTS (SELECT FROM ` + table + ` WHERE consumer = $1 AND source = $2 AND id = $3 AND state = 'intent' AND lease_until > clock_timestamp())`,
 		release: `UPDATE ` + table + ` SET owner = NULL, lease_until = clock_timestamp(), crashes = crashes + $5
 			WHERE consumer = $1 AND source = $2 AND id = $3 AND state = 'intent' AND owner = $4`,
 		end: `UPDATE ` + table + ` SET state = $5, owner = NULL, lease_until = NULL, at = clock_timestamp()
@@ -105,19 +116,20 @@ func (x *external) prepare(ctx context.Context, tx pgx.Tx, d *delivery, i *inten
 func (x *external) end(ctx context.Context, d *delivery, i intent, state string, f func(context.Context, pgx.Tx) error) error {
 	return x.in.patiently(ctx, func() error {
 		return x.in.transact(ctx, func(ctx context.Context, tx pgx.Tx) error {
-			tag, err := tx.Exec(ctx, x.sql.end, x.in.cfg.Consumer, d.event.Source, d.id, i.owner, state)
-			if err != nil {
+			if err := x.move(ctx, tx, d, i, state); err != nil || f == nil {
 				return err
-			}
-			if tag.RowsAffected() == 0 {
-				return fmt.Errorf("inbox: the call for %s took longer than its lease, and is another's now", d.id)
-			}
-			if f == nil {
-				return nil
 			}
 			return f(ctx, tx)
 		})
 	})
+}
+
+func (x *external) move(ctx context.Context, tx pgx.Tx, d *delivery, i intent, state string) error {
+	tag, err := tx.Exec(ctx, x.sql.end, x.in.cfg.Consumer, d.event.Source, d.id, i.owner, state)
+	if err == nil && tag.RowsAffected() == 0 {
+		err = fmt.Errorf("inbox: the call for %s took longer than its lease, and is another's now", d.id)
+	}
+	return err
 }
 
 // release ends an attempt that failed, so that the next one need not wait for the lease. One that hangs is as good as dead, and

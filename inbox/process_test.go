@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"strconv"
+	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
@@ -80,7 +81,14 @@ func consume() error {
 		if err := effect(ctx, tx, e); err != nil || !bytes.Equal(e.Data, []byte("stand still")) {
 			return err
 		}
-		return syscall.Kill(os.Getpid(), syscall.SIGSTOP) // until somebody lets it go on
+		// The signal stops the threads one after the other: this one could commit before it is its turn.
+		goesOn := make(chan os.Signal, 1)
+		signal.Notify(goesOn, syscall.SIGCONT)
+		if err := syscall.Kill(os.Getpid(), syscall.SIGSTOP); err != nil {
+			return err
+		}
+		<-goesOn
+		return nil
 	}), inbox.GroupConfig{})
 	if err != nil {
 		return err
@@ -297,7 +305,14 @@ func TestAnOutageOfPostgresCostsNothing(t *testing.T) {
 		es = append(es, event("good"))
 	}
 	l.publish(es[:n/3]...)
-	l.start(h)
+	var most atomic.Int64 // deliveries of one message
+	l.start(func(m *message.Message) error {
+		for d := int64(oncebox.Delivered(m.Context())); ; {
+			if seen := most.Load(); d <= seen || most.CompareAndSwap(seen, d) {
+				return h(m)
+			}
+		}
+	})
 	stacktest.Eventually(t, time.Minute, "the first are handled", func() (bool, error) { return l.count("effect") > 0, nil })
 	must(t, server.StopImmediate(ctx))
 	before := processorTime()
@@ -321,8 +336,8 @@ func TestAnOutageOfPostgresCostsNothing(t *testing.T) {
 	})
 	l.wantEffects(n)
 	l.wantLetters()
-	if deliveries > 2*n {
-		t.Errorf("%d deliveries of %d messages", deliveries, n)
+	if deliveries > 2*n || most.Load() > 6 {
+		t.Errorf("%d deliveries of %d messages, %d of one", deliveries, n, most.Load())
 	}
 }
 

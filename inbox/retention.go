@@ -12,8 +12,12 @@ import (
 // prunePages is how many pages of the table one transaction of Prune looks at: 8 MiB, some tens of thousands of rows.
 const prunePages = 1024
 
+// clockSlack is how far the clock of the database, by which messages are handled, may be behind the broker's, by which they are
+// published.
+const clockSlack = time.Minute
+
 // Prune forgets messages that were handled longer ago than [Config.Retention], but none that may still come: nothing that was
-// handled after [Config.Horizon]. It returns since when the inbox has a row for everything that the consumer handled; that
+// handled after [Config.Horizon], nor in the minute before it, since clocks differ. It returns since when the inbox has a row for everything that the consumer handled; that
 // time is written before anything is deleted, and never goes back, so that a producer who asks by [Inbox.CompleteSince] is
 // never told of rows that are gone.
 //
@@ -26,6 +30,7 @@ func (in *Inbox) Prune(ctx context.Context) (completeSince time.Time, err error)
 		if err != nil {
 			return time.Time{}, fmt.Errorf("inbox: prune: how far back messages may come: %w", err)
 		}
+		h = h.Add(-clockSlack)
 		horizon = &h
 	}
 	table := func(name string) string { return pgx.Identifier{in.cfg.Schema, name}.Sanitize() }

@@ -176,12 +176,15 @@ func (a *assembly) makeInbox() (err error) {
 	return nil
 }
 
-// retry is how a dead letter's message is handled again: as it was the first time.
-func (a *assembly) retry() inbox.GroupHandler {
-	if a.built.GroupHandler != nil {
-		return a.built.GroupHandler
+// letters are the dead letters, retried as their messages were handled.
+func (a *assembly) letters() (*inbox.DeadLetters, error) {
+	switch {
+	case a.built.Outside != nil:
+		return a.in.DeadOutside(*a.built.Outside)
+	case a.built.GroupHandler != nil:
+		return a.in.Dead(a.built.GroupHandler), nil
 	}
-	return inbox.Each(a.built.Handler)
+	return a.in.Dead(inbox.Each(a.built.Handler)), nil
 }
 
 func (a *assembly) makeKeys(ctx context.Context, k KeyStore) (err error) {
@@ -210,8 +213,12 @@ func (a *assembly) listen() error {
 	if err != nil {
 		return err
 	}
+	letters, err := a.letters()
+	if err != nil {
+		return err
+	}
 	a.health = &health{pool: a.pool, nc: a.nc, keys: a.askStore}
-	routes, err := a.guardAdmin(a.def.Name, a.health.routes(a.reg, a.relay, a.in.Dead(a.retry()), a.store, a.healer))
+	routes, err := a.guardAdmin(a.def.Name, a.health.routes(a.reg, a.relay, letters, a.store, a.healer))
 	if err != nil {
 		return err
 	}

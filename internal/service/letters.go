@@ -68,6 +68,7 @@ func letterRoutes(mux *http.ServeMux, dead *inbox.DeadLetters) {
 	})
 	mux.HandleFunc("POST /dead-letters/{n}/retry", func(w http.ResponseWriter, r *http.Request) {
 		n := number(r, "n")
+		asLongAsItTakes(w)
 		err := dead.Retry(r.Context(), n)
 		if err != nil && !errors.Is(err, inbox.ErrNotDead) && !unreachable(err) {
 			err = newProblem(http.StatusConflict, "letter-stays", err.Error())
@@ -91,13 +92,17 @@ func letterRoutes(mux *http.ServeMux, dead *inbox.DeadLetters) {
 				p.write(w)
 				return
 			}
-			// It takes as long as it takes, and ends with the request: a client that goes away has the rest left as it is.
-			c := http.NewResponseController(w)
-			_, _ = c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})
+			asLongAsItTakes(w)
 			report, err := many(r.Context(), q.filter)
 			answer(w, report, err)
 		})
 	}
+}
+
+// asLongAsItTakes lifts the limits of w's request. It still ends when the client goes away, and what is not done then is left as it is.
+func asLongAsItTakes(w http.ResponseWriter) {
+	c := http.NewResponseController(w)
+	_, _ = c.SetReadDeadline(time.Time{}), c.SetWriteDeadline(time.Time{})
 }
 
 func listLetters(ctx context.Context, dead *inbox.DeadLetters, q letterQuery) (letterList, error) {

@@ -2,6 +2,8 @@ package stacktest
 
 import (
 	"context"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -30,6 +32,24 @@ func NATS(t testing.TB, opts ...func(*devstack.NATSConfig)) *devstack.NATS {
 		}
 	})
 	return server
+}
+
+// StreamFolder is where server keeps the messages of a stream, without its consumers.
+func StreamFolder(t testing.TB, server *devstack.NATS, stream string) string {
+	t.Helper()
+	found, err := filepath.Glob(filepath.Join(server.StorePath(), "jetstream", "*", "streams", stream, "msgs"))
+	if err != nil || len(found) != 1 {
+		t.Fatalf("the messages of %s are in %v: %v", stream, found, err)
+	}
+	return found[0]
+}
+
+// CopyFolder copies a folder and what is in it to a place where nothing is yet.
+func CopyFolder(t testing.TB, from, to string) {
+	t.Helper()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // SyncAlways is an option of [NATS]: JetStream syncs before each ack.
