@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -18,6 +19,7 @@ import (
 
 	"github.com/oncebox/oncebox/idempotency"
 	"github.com/oncebox/oncebox/idempotency/redisstore"
+	"github.com/oncebox/oncebox/internal/devstack"
 	"github.com/oncebox/oncebox/internal/stacktest"
 	"github.com/oncebox/oncebox/migrations"
 )
@@ -144,7 +146,7 @@ func (b *bench) attempt(worker int, h *history, key, value string, a idempotency
 	if b.effect != nil {
 		err = b.effect(ctx, key, value)
 	}
-	if rnd.IntN(4) == 0 {
+	if rnd.IntN(8) == 0 {
 		<-time.After(b.hold)
 	}
 	if err != nil || rnd.IntN(2) == 0 {
@@ -167,23 +169,28 @@ func (b *bench) attempt(worker int, h *history, key, value string, a idempotency
 	}
 }
 
-// check runs the workers beside the faults, and fails if what they saw is not what one after the other could have seen.
-func (b *bench) check(t *testing.T, disturb func(ctx context.Context, rnd *rand.Rand), fired ...string) {
+// check runs the workers beside the faults, and fails if what they saw is not what one after the other could have seen. What has to
+// have happened meanwhile is what it and the workers count.
+func (b *bench) check(t *testing.T, disturb func(ctx context.Context, rnd *rand.Rand, h *history), happened ...string) {
 	t.Helper()
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	h := &history{begun: time.Now(), seen: map[string]int{}}
 	ctx, stop := context.WithCancel(context.Background())
 	var workers, faults sync.WaitGroup
-	faults.Go(func() { disturb(ctx, rand.New(rand.NewPCG(seed, 0))) })
+	faults.Go(func() { disturb(ctx, rand.New(rand.NewPCG(seed, 0)), h) })
 	for i := range linearWorkers {
 		workers.Go(func() { b.work(context.Background(), i, h, rand.New(rand.NewPCG(seed, uint64(i+1)))) })
 	}
 	workers.Wait()
 	stop()
 	faults.Wait()
-	t.Logf("%d operations: %v", len(h.ops), h.seen)
-	for _, what := range append(fired, "fresh", "replay", "complete") {
+	keys := len(onceModel.Partition(h.ops))
+	t.Logf("%d operations on %d keys: %v", len(h.ops), keys, h.seen)
+	if keys != linearKeys {
+		t.Errorf("they are of %d keys, want %d", keys, linearKeys)
+	}
+	for _, what := range append(happened, "fresh", "replay", "complete") {
 		if h.seen[what] == 0 {
 			t.Errorf("there was no %s", what)
 		}
@@ -193,8 +200,8 @@ func (b *bench) check(t *testing.T, disturb func(ctx context.Context, rnd *rand.
 	}
 }
 
-// Invariant: the Postgres store is linearizable, and the effects are those of the answers, while backends are killed and replies
-// get lost.
+// Invariant: the Postgres store is linearizable, and the effects are those of the answers, while backends are killed and stand
+// still, and replies get lost.
 func TestPostgresKeysAreLinearizable(t *testing.T) {
 	t.Parallel()
 	_, pg := shared.get(t)
@@ -243,27 +250,45 @@ func TestPostgresKeysAreLinearizable(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer super.Close(context.Background())
-	b.check(t, func(ctx context.Context, rnd *rand.Rand) {
+	// Backends that work for an attempt: one is killed, another stands still.
+	const working = ` FROM pg_stat_activity WHERE usename = $1 AND state = 'idle in transaction' ORDER BY random() LIMIT 1`
+	b.check(t, func(ctx context.Context, rnd *rand.Rand, h *history) {
 		for ctx.Err() == nil {
-			_, err := super.Exec(context.WithoutCancel(ctx), `SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-				WHERE usename = $1 AND state = 'idle in transaction' ORDER BY random() LIMIT 1`, role)
+			gone, err := super.Exec(context.WithoutCancel(ctx), "SELECT pg_terminate_backend(pid)"+working, role)
 			if err != nil {
 				t.Error(err)
 			}
+			if gone.RowsAffected() > 0 {
+				h.count("kill")
+			}
 			pause(ctx, time.Duration(rnd.IntN(40))*time.Millisecond)
-			if rnd.IntN(5) == 0 {
+			switch rnd.IntN(5) {
+			case 0:
 				way.cut()
 				pause(context.Background(), time.Duration(rnd.IntN(20))*time.Millisecond)
 				way.mend(t)
+				h.count("cut")
+			case 1:
+				var pid int
+				if super.QueryRow(context.WithoutCancel(ctx), "SELECT pid"+working, role).Scan(&pid) != nil || syscall.Kill(pid, syscall.SIGSTOP) != nil {
+					continue // there was none, or it is gone
+				}
+				pause(context.Background(), time.Duration(rnd.IntN(60))*time.Millisecond)
+				if err := syscall.Kill(pid, syscall.SIGCONT); err != nil {
+					t.Error(err)
+				}
+				h.count("pause")
 			}
 		}
-	}, "maybe", "error")
+	}, "kill", "cut", "pause", "maybe", "error")
 }
 
-// Invariant: a guarded Redis store is linearizable while attempts outlive their leases and replies get lost.
+// Invariant: a guarded Redis store is linearizable while attempts outlive their leases, the server is killed and stands still, and
+// replies get lost.
 func TestRedisKeysAreLinearizable(t *testing.T) {
 	t.Parallel()
-	server := stacktest.Redis(t)
+	// Written before each reply, where everysec may be late: what was confirmed is there after the kill of a process.
+	server := stacktest.Redis(t, func(cfg *devstack.RedisConfig) { cfg.Settings = map[string]string{"appendfsync": "no"} })
 	o, err := redis.ParseURL(server.URL())
 	if err != nil {
 		t.Fatal(err)
@@ -272,12 +297,12 @@ func TestRedisKeysAreLinearizable(t *testing.T) {
 	way := newLinkTo(t, "redis", o.Addr)
 	far := *o
 	far.Addr, far.MaxRetries, far.DialerRetries = way.proxy.Listen, -1, 1
-	b := &bench{hold: 450 * time.Millisecond} // an attempt that outlives a cut, in which another took its key
+	const lease = 400 * time.Millisecond
+	b := &bench{hold: 3 * lease} // an attempt that outlives a cut, in which another took its key
 	for _, o := range []*redis.Options{o, &far} {
 		client := redis.NewClient(o)
 		t.Cleanup(func() { client.Close() })
-		s, err := redisstore.New(t.Context(), client, redisstore.Config{Lease: 150 * time.Millisecond, Margin: 30 * time.Millisecond,
-			CommandTimeout: 100 * time.Millisecond})
+		s, err := redisstore.New(t.Context(), client, redisstore.Config{Lease: lease, Margin: lease / 5, CommandTimeout: 2 * lease / 3})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -288,21 +313,31 @@ func TestRedisKeysAreLinearizable(t *testing.T) {
 		})
 		b.stores = append(b.stores, s)
 	}
-	b.check(t, func(ctx context.Context, rnd *rand.Rand) {
-		for ctx.Err() == nil {
-			pause(ctx, time.Duration(200+rnd.IntN(200))*time.Millisecond)
+	b.check(t, func(ctx context.Context, rnd *rand.Rand, h *history) {
+		for round := 1; ctx.Err() == nil; round++ {
+			for next := h.len() + 400 + rnd.IntN(600); h.len() < next && ctx.Err() == nil; { // by the work and no clock: a slow machine gets there too
+				pause(ctx, 5*time.Millisecond)
+			}
 			way.cut() // for longer than a lease
-			pause(context.Background(), 250*time.Millisecond)
+			pause(context.Background(), 3*lease/2)
 			way.mend(t)
-			if rnd.IntN(2) == 0 { // every lease ends meanwhile
+			h.count("cut")
+			switch {
+			case round%5 == 0: // rarely: the client stays away for a second
+				if err := errors.Join(server.Kill(), server.Restart(context.WithoutCancel(ctx))); err != nil {
+					t.Error(err)
+				}
+				h.count("kill")
+			case rnd.IntN(2) == 0: // every lease ends meanwhile
 				err := server.Pause()
-				pause(context.Background(), 250*time.Millisecond)
+				pause(context.Background(), 3*lease/2)
 				if err := errors.Join(err, server.Continue()); err != nil {
 					t.Error(err)
 				}
+				h.count("pause")
 			}
 		}
-	}, "maybe", "lost", "error")
+	}, "kill", "cut", "pause", "maybe", "lost", "error")
 }
 
 func openPool(t *testing.T, url string) *pgxpool.Pool {

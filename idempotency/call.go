@@ -75,7 +75,8 @@ func WithTx(ctx context.Context, tx pgx.Tx) context.Context {
 
 // Tx returns the transaction in which the answer will be stored. What a handler writes in it is committed together with the
 // answer, or not at all. It is the handler's until it returns; to commit it or roll it back is refused, savepoints (its Begin)
-// are not. ok is false where the store has no transaction, and outside a request with a key.
+// are not. Large objects need one: LargeObjects of the transaction that Begin returns, this one's own panics before it. ok is false
+// where the store has no transaction, and outside a request with a key.
 func Tx(ctx context.Context) (tx pgx.Tx, ok bool) {
 	tx, ok = ctx.Value(txKey{}).(pgx.Tx)
 	return tx, ok

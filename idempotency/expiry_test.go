@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncebox/oncebox/idempotency"
@@ -69,6 +70,39 @@ func TestTheGuardOfAnExpiredKeyIsForgotten(t *testing.T) {
 	wantFirst(t, mustPost(t, url, "k"))
 	if n := count(t, pool, "guarded"); n != 3 {
 		t.Errorf("%d rows, want 3", n)
+	}
+}
+
+// What Postgres takes back for another transaction's sake is tried again, four times in all.
+func TestATransactionThatWasTakenBackIsTriedAgain(t *testing.T) {
+	t.Parallel()
+	pool, _ := database(t)
+	guardedTable(t, pool)
+	for _, c := range []struct {
+		code         string
+		fails, tries int
+		status       int
+	}{
+		{"40001", 1, 2, http.StatusCreated},
+		{"40P01", 3, 4, http.StatusCreated},
+		{"40P01", 9, 4, http.StatusServiceUnavailable},
+		{"23514", 1, 1, http.StatusServiceUnavailable},
+	} {
+		tries := 0
+		store := postgres(t, pool, idempotency.PostgresConfig{Forget: func(ctx context.Context, tx pgx.Tx, _ []idempotency.ExpiredKey) error {
+			sql := "DELETE FROM guarded"
+			if tries++; tries <= c.fails {
+				sql = "DO $$ BEGIN RAISE 'taken back' USING ERRCODE = '" + c.code + "'; END $$"
+			}
+			_, err := tx.Exec(ctx, sql)
+			return err
+		}})
+		key := fmt.Sprint(c.code, c.fails)
+		wantFirst(t, mustPost(t, guardedServer(t, postgres(t, pool, idempotency.PostgresConfig{}), time.Hour), key))
+		expire(t, pool)
+		if got := mustPost(t, guardedServer(t, store, time.Hour), key); got.status != c.status || tries != c.tries {
+			t.Errorf("%d times %s: got %d in %d tries, want %d in %d", c.fails, c.code, got.status, tries, c.status, c.tries)
+		}
 	}
 }
 

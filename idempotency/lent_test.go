@@ -46,7 +46,12 @@ func TestTheTransactionIsOnlyLent(t *testing.T) {
 			if err := pgx.BeginFunc(ctx, tx, func(pgx.Tx) error { return io.EOF }); !errors.Is(err, io.EOF) {
 				t.Error(err)
 			}
-			if err := pgx.BeginFunc(ctx, tx, func(pgx.Tx) error { return nil }); err != nil {
+			err := pgx.BeginFunc(ctx, tx, func(nested pgx.Tx) error {
+				los := nested.LargeObjects()
+				_, err := los.Create(ctx, 0)
+				return err
+			})
+			if err != nil {
 				t.Error(err)
 			}
 		}

@@ -39,9 +39,9 @@ type ExpiredKey struct {
 // Postgres is the store whose records commit together with what the handler writes: the record of a request exists if, and only
 // if, its effect does. An attempt holds a connection of the pool while its handler runs, a waiting duplicate holds none.
 //
-// A first request costs no round trip more than the same transaction without a key: the record is looked for together with BEGIN, and
-// written together with COMMIT. A replay costs two in all. The primary key of the table is what lets only one of two attempts commit; an advisory lock keeps the second one from running its handler for
-// nothing.
+// A replay costs one round trip, and no transaction. A first request costs that one more than the same transaction without a key:
+// then the record is looked for together with BEGIN, and written together with COMMIT. The primary key of the table is what lets only
+// one of two attempts commit; an advisory lock keeps the second one from running its handler for nothing.
 //
 // The pool must lead to the primary. [TunePool] sets what ends the transaction of a host that is cut off.
 type Postgres struct {
@@ -107,6 +107,9 @@ func TunePool(cfg *pgxpool.Config) {
 	}
 }
 
+// retries is how often Begin tries again after an error that says so.
+const retries = 3
+
 const (
 	firstPause = 4 * time.Millisecond // between two looks at a request that another process executes; it doubles
 	lastPause  = 64 * time.Millisecond
@@ -114,11 +117,22 @@ const (
 
 // Begin implements [Store]. While it waits for another attempt it holds no connection.
 func (p *Postgres) Begin(ctx context.Context, req Request) (Attempt, Outcome, error) {
-	until := time.Now().Add(req.Wait)
+	failed := func(err error) (Attempt, Outcome, error) {
+		return nil, Outcome{}, fmt.Errorf("idempotency: look a key up: %w", err)
+	}
+	if out, err := p.look(ctx, req); err != nil {
+		return failed(err)
+	} else if out.State != Fresh {
+		return nil, out, nil
+	}
+	until, failures := time.Now().Add(req.Wait), 0
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
 		a, out, err := p.try(ctx, req)
 		if err != nil {
-			return nil, Outcome{}, fmt.Errorf("idempotency: look a key up: %w", err)
+			if failures++; failures <= retries && takenBack(err) {
+				continue
+			}
+			return failed(err)
 		}
 		if a != nil {
 			return a, out, nil
@@ -133,6 +147,28 @@ func (p *Postgres) Begin(ctx context.Context, req Request) (Attempt, Outcome, er
 		case <-time.After(min(pause, left)):
 		}
 	}
+}
+
+// takenBack says whether Postgres took a transaction back for another's sake: 40001 is a serialization failure, 40P01 a deadlock.
+func takenBack(err error) bool {
+	pg, ok := errors.AsType[*pgconn.PgError](err)
+	return ok && (pg.Code == "40001" || pg.Code == "40P01")
+}
+
+// look finds what is kept, outside a transaction: what it finds stays so. Fresh is nothing, so far.
+func (p *Postgres) look(ctx context.Context, req Request) (Outcome, error) {
+	var past bool
+	var found foundRecord
+	if err := p.pool.QueryRow(ctx, p.lookSQL, req.Tenant, req.Key[:], req.ends()).Scan(found.columns(&past)...); err != nil {
+		return Outcome{}, err
+	}
+	switch {
+	case found.live():
+		return found.outcome(req)
+	case past:
+		return Outcome{State: Expired}, nil
+	}
+	return Outcome{State: Fresh}, nil
 }
 
 // try begins the transaction, takes the lock and looks the record up, in one round trip. The look is a statement of its own

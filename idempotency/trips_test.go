@@ -33,7 +33,7 @@ func (c *counter) Read(b []byte) (int, error) {
 	return n, err
 }
 
-func TestAFirstRequestCostsNoRoundTripMore(t *testing.T) {
+func TestAFirstRequestCostsOneRoundTripMoreAndAReplayOne(t *testing.T) {
 	t.Parallel()
 	var trips atomic.Int64
 	pool := poolWith(t, nil, func(cfg *pgxpool.Config) {
@@ -63,7 +63,7 @@ func TestAFirstRequestCostsNoRoundTripMore(t *testing.T) {
 	first := trip(func() { wantFirst(t, mustPost(t, url, "k")) })
 	replay := trip(func() { wantReplay(t, mustPost(t, url, "k"), reply{}) })
 	t.Logf("round trips: %d without a key, %d first, %d replayed", without, first, replay)
-	if first > without || replay > 2 {
-		t.Errorf("a first request costs %d round trips, the same transaction %d, and must not cost more; a replay %d, want 2", first, without, replay)
+	if first > without+1 || replay > 1 {
+		t.Errorf("a first request costs %d round trips, the same transaction %d, want one more at most; a replay %d, want 1", first, without, replay)
 	}
 }
