@@ -137,7 +137,7 @@ type Outcome struct {
 	Of    string    `json:"of"`   // its id
 	Title string    `json:"title"`
 	Text  string    `json:"text"`
-	State string    `json:"state"` // running, ok, failed
+	State string    `json:"state"` // running, ok, failed; missed: the fault did not fire, or not all of it
 	At    time.Time `json:"at"`
 }
 

@@ -113,6 +113,7 @@ type state struct {
 	Busy      string    `json:"busy"`
 	Outcomes  []Outcome `json:"outcomes"`
 	Letters   int       `json:"letters"` // of both services, as far as the console shows them
+	More      bool      `json:"more"`    // and there are more
 }
 
 type process struct {
@@ -147,6 +148,7 @@ func (p *Page) news(run string, since uint64) (s state, rows []intent, version u
 	}
 	for _, d := range p.desks {
 		s.Letters += len(d.Letters)
+		s.More = s.More || d.More
 	}
 	nats := process{Name: "NATS", State: "up"}
 	switch {
