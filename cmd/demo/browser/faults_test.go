@@ -47,7 +47,8 @@ func TestEachFaultFiresAndIsComeOutOf(t *testing.T) {
 	} {
 		v.fresh(true)
 		v.click(fmt.Sprintf("[data-pay='%d']", f.pay))
-		if f.id == "duplicates" { // of messages of this run
+		again := f.id == "redeliver" || f.id == "duplicates"
+		if again { // of messages that were handled
 			v.settled(f.pay)
 		}
 		if text := v.happens(f.id); !strings.Contains(text, f.met) {
@@ -62,8 +63,8 @@ func TestEachFaultFiresAndIsComeOutOf(t *testing.T) {
 		if n := v.int("billing", chargesSQL); n != intents {
 			t.Errorf("%s: %d charges for %d intents", f.id, n, intents)
 		}
-		if twice := v.int("naive", naiveTwiceSQL); (f.id == "redeliver" || f.id == "duplicates") && twice == 0 {
-			t.Errorf("%s: the naive consumer charged nobody twice", f.id)
+		if twice := v.int("naive", naiveTwiceSQL); again && twice < f.pay {
+			t.Errorf("%s: of %d the naive consumer charged only %d twice", f.id, f.pay, twice)
 		}
 	}
 }

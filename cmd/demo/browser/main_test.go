@@ -79,7 +79,7 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-var printed = regexp.MustCompile(`(?s)Break it yourself: (\S+).*metrics  (\S+)\s+(\S+).*Postgres (\S+)\s+(\S+)\s+(\S+)`)
+var printed = regexp.MustCompile(`(?s)Break it yourself: (\S+).*\nmetrics  (\S+)\s+(\S+).*Postgres (\S+)\s+(\S+)\s+(\S+)`)
 
 func start(bin string) (*running, error) {
 	r := &running{cmd: exec.Command(bin, "-orders", "2", "-kills", "0", "-seed", "7")}

@@ -252,7 +252,7 @@ func TestKillBillingInABurst(t *testing.T) {
 	if got := v.text("excess"); got != "nobody twice" {
 		t.Errorf("billing: %s", got)
 	}
-	v.do(chromedp.EmulateViewport(1440, 900))
+	v.do(chromedp.EmulateViewport(1440, 1000))
 	v.until("document.querySelectorAll('.move').length === 0")
 	v.shoot("slayer", chromedp.CaptureScreenshot())
 }

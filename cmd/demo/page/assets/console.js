@@ -42,7 +42,7 @@ const time = (at) => new Date(at).toLocaleTimeString();
 function stand(card, d) {
   if (!card.children.length) {
     card.append(element("h2", ""), element("dl", ""));
-    for (const name of ["relay", "not published", "oldest of them", "parked", "before it", "in flight", "redelivered", "stopped by the inbox", "dead letters"]) {
+    for (const name of ["relay", "not published", "oldest of them", "parked", "dead letters", "before it", "in flight", "redelivered", "stopped by the inbox"]) {
       const pair = element("div", "");
       pair.append(element("dt", "", name), element("dd", ""));
       pair.lastChild.dataset.of = name;
@@ -51,7 +51,7 @@ function stand(card, d) {
   }
   card.dataset.state = d.answers ? "up" : "dead";
   const values = [d.leading ? `leads, epoch ${d.epoch}` : "stands by", count(d.backlog), d.oldestFor ? `${d.oldestFor.toFixed(1)} s` : "–",
-    count((d.parked ?? []).length), count(d.pending), count(d.unacked), count(d.again), count(d.stopped), count((d.letters ?? []).length) + (d.more ? "+" : "")];
+    count((d.parked ?? []).length), count((d.letters ?? []).length) + (d.more ? "+" : ""), count(d.pending), count(d.unacked), count(d.again), count(d.stopped)];
   text(card.firstChild, d.answers ? d.name : `${d.name} does not answer`);
   card.querySelectorAll("dd").forEach((dd, i) => text(dd, values[i]));
 }
