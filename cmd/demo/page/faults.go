@@ -41,7 +41,7 @@ var faults = []Fault{
 	{ID: "redeliver", needs: processes, Title: "Redeliver everything", do: (*Page).redeliver,
 		Does:   "Deletes the durable consumers: JetStream forgets what was acknowledged and hands out its whole stream again.",
 		Expect: "The inbox stops each message. The naive consumer charges everybody again."},
-	{ID: "duplicates", Title: "Send 1,000 duplicates", do: (*Page).duplicate,
+	{ID: "duplicates", needs: writer, Title: "Send 1,000 duplicates", do: (*Page).duplicate,
 		Does:   "Publishes copies of messages that stand in the stream, past JetStream's own deduplication.",
 		Expect: "The inbox stops each copy, the naive consumer charges it."},
 	{ID: "roll-back", needs: broker, Title: "Roll the broker's store back", do: (*Page).rollBack,
