@@ -71,9 +71,9 @@ docs: ## run every command of README.md and docs/ as it is written, in a fresh c
 env: ## write new random passwords, an admin token and an API key for docker compose into secrets/, and .env, which says where they are
 	@if [ -e secrets ]; then echo 'env: secrets/ is there, and holds the passwords that the volumes know. To begin anew: docker compose down -v && rm -r secrets' >&2; exit 1; fi
 	@umask 077 && mkdir secrets && umask 022 && cd secrets && \
-		for name in postgres orders-owner orders-app orders-relay billing-owner billing-app billing-relay nats-orders nats-billing redis admin-token api-key; do \
+		for name in postgres orders-owner orders-app orders-relay billing-owner billing-app billing-relay nats-orders nats-billing nats-demo demo redis admin-token api-key; do \
 		od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$$name"; done && \
-		printf 'NATS_ORDERS_PASSWORD: "%s"\nNATS_BILLING_PASSWORD: "%s"\n' "$$(cat nats-orders)" "$$(cat nats-billing)" >nats-passwords && \
+		printf 'NATS_%s_PASSWORD: "%s"\n' ORDERS "$$(cat nats-orders)" BILLING "$$(cat nats-billing)" DEMO "$$(cat nats-demo)" >nats-passwords && \
 		hash=$$({ sha256sum 2>/dev/null || shasum -a 256; } <api-key) && printf 'default:me:%s\n' "$${hash%% *}" >api-keys
 	@grep -qs '^ONCEBOX_SECRETS=' .env || echo 'ONCEBOX_SECRETS=./secrets' >>.env
 	@echo 'Wrote secrets/. Next: docker compose up --build --wait'

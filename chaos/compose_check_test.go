@@ -37,7 +37,7 @@ func composeFaults(p *types.Project, dockerfile string) []string {
 			faults = append(faults, fmt.Sprintf("config %s: %v", name, err))
 		}
 	}
-	for _, name := range []string{"postgres", "nats", "redis", "orders", "billing", "prometheus"} {
+	for _, name := range []string{"postgres", "nats", "redis", "orders", "billing", "demo", "prometheus"} {
 		if _, ok := p.Services[name]; !ok {
 			faults = append(faults, name+": is missing")
 		}
@@ -52,8 +52,11 @@ func job(s types.ServiceConfig) bool { return migrates(s) || s.Name == "nats-vol
 
 func migrates(s types.ServiceConfig) bool { return strings.HasSuffix(s.Name, "-migrate") }
 
-// ours are the two services.
+// ours are the two services and the demo's page.
 func ours(s types.ServiceConfig) bool { return s.Build != nil && !job(s) }
+
+// looksOn is the page, which serves nobody's callers and migrates nothing.
+func looksOn(s types.ServiceConfig) bool { return s.Name == "demo" }
 
 func checkReach(s types.ServiceConfig, fault faultFunc) {
 	for _, port := range s.Ports {
@@ -104,8 +107,8 @@ func checkSecrets(s types.ServiceConfig, fault faultFunc) {
 		}
 	}
 	for _, c := range s.Secrets {
-		// Postgres makes the roles with theirs, and nats includes its file; redis is started with what its command reads.
-		if s.Name != "postgres" && s.Name != "nats" && !slices.Contains(named, secretPath(c)) && !strings.Contains(strings.Join(s.Command, " "), secretPath(c)) {
+		// Postgres and the demo's job make the roles with theirs, and nats includes its file; redis is started with what its command reads.
+		if s.Name != "postgres" && s.Name != "demo-migrate" && s.Name != "nats" && !slices.Contains(named, secretPath(c)) && !strings.Contains(strings.Join(s.Command, " "), secretPath(c)) {
 			fault("is given %s, which it does not name", c.Source)
 		}
 	}
@@ -201,7 +204,7 @@ func checkScraped(p *types.Project, prometheus string) (faults []string) {
 
 // checkCallers wants the services to let in who has a key.
 func checkCallers(s types.ServiceConfig, fault faultFunc) {
-	if !ours(s) {
+	if !ours(s) || looksOn(s) {
 		return
 	}
 	prefix := strings.ToUpper(s.Name)
@@ -214,6 +217,19 @@ func checkCallers(s types.ServiceConfig, fault faultFunc) {
 // checkRoles wants the owner of a database to migrate it, and nobody else.
 func checkRoles(s types.ServiceConfig, fault faultFunc) {
 	if !ours(s) {
+		return
+	}
+	if looksOn(s) {
+		for _, database := range []string{"ORDERS", "BILLING", "NAIVE"} {
+			if v := s.Environment["DEMO_"+database+"_DATABASE_URL"]; v == nil || !strings.HasPrefix(*v, "postgres://demo@") {
+				fault("is not a mere reader of %s", strings.ToLower(database))
+			}
+		}
+		for _, on := range []string{"orders", "billing"} {
+			if s.DependsOn[on].Condition != types.ServiceConditionHealthy {
+				fault("does not wait until %s is healthy", on)
+			}
+		}
 		return
 	}
 	prefix := strings.ToUpper(s.Name)

@@ -48,7 +48,7 @@ func loadCompose(ctx context.Context, yaml string, env types.Mapping) (*types.Pr
 		WorkingDir:  dir,
 		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(dir, "docker-compose.yml"), Content: []byte(yaml)}},
 		Environment: maps.Clone(env), // the loader adds to it
-	}, loader.WithProfiles([]string{"observability", "redis"}))
+	}, loader.WithProfiles([]string{"demo", "observability", "redis"}))
 }
 
 func TestComposeFileKeepsItsPromises(t *testing.T) {
@@ -100,6 +100,10 @@ func TestMistakesInTheComposeFileAreFound(t *testing.T) {
 		{"not restarted", "restart: unless-stopped", `restart: "no"`, "billing: is not restarted"},
 		{"no keys", "ORDERS_API_KEYS_FILE: /run/secrets/api-keys", "ORDERS_AUTH: off", "orders: lets in whoever comes"},
 		{"other keys", "BILLING_API_KEYS_FILE: /run/secrets/api-keys", "BILLING_API_KEYS_FILE: /etc/keys", "billing: lets in whoever comes"},
+		{"page on all addresses", `"127.0.0.1:${DEMO_PORT:-8070}:8070"`, `"8070:8070"`, "demo: port 8070 is published on every address"},
+		{"page before the services", "billing: { condition: service_healthy }", "billing: { condition: service_started }", "demo: does not wait until billing is healthy"},
+		{"page reads before it may", "demo-migrate: { condition: service_completed_successfully }", "", "demo: does not wait until demo-migrate is done"},
+		{"page with the owner's rights", "postgres://demo@postgres:5432/orders", "postgres://orders_owner@postgres:5432/orders", "demo: is not a mere reader"},
 		{"no such file", "deploy/nats/nats.conf", "deploy/nats.conf", "config nats:"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -166,7 +170,7 @@ func TestMakeEnvWritesNewPasswordsAndKeepsThoseThatAreThere(t *testing.T) {
 		return string(b)
 	}
 	seen := map[string]string{}
-	for _, name := range append(slices.Collect(maps.Keys(project.Secrets)), "api-key") {
+	for name := range project.Secrets {
 		value := read(name)
 		switch name {
 		case "api-keys":
@@ -175,7 +179,7 @@ func TestMakeEnvWritesNewPasswordsAndKeepsThoseThatAreThere(t *testing.T) {
 			}
 			continue
 		case "nats-passwords":
-			if want := natsPasswords(read("nats-orders"), read("nats-billing")); value != want {
+			if want := natsPasswords(read("nats-orders"), read("nats-billing"), read("nats-demo")); value != want {
 				t.Errorf("nats-passwords is %q, want %q", value, want)
 			}
 			continue
@@ -207,8 +211,8 @@ func mode(t *testing.T, file string, want os.FileMode) {
 }
 
 // natsPasswords are the passwords of the users of nats.conf, as the file that it includes has them.
-func natsPasswords(orders, billing string) string {
-	return fmt.Sprintf("NATS_ORDERS_PASSWORD: %q\nNATS_BILLING_PASSWORD: %q\n", orders, billing)
+func natsPasswords(orders, billing, demo string) string {
+	return fmt.Sprintf("NATS_ORDERS_PASSWORD: %q\nNATS_BILLING_PASSWORD: %q\nNATS_DEMO_PASSWORD: %q\n", orders, billing, demo)
 }
 
 func TestNATSConfigurationSyncsEachMessageAndKnowsItsWriters(t *testing.T) {
@@ -216,7 +220,7 @@ func TestNATSConfigurationSyncsEachMessageAndKnowsItsWriters(t *testing.T) {
 	dir := t.TempDir()
 	for name, text := range map[string]string{
 		"nats.conf":      readRepositoryFile(t, "deploy/nats/nats.conf"),
-		"passwords.conf": natsPasswords("12345", "12345"), // without its quotes, a number
+		"passwords.conf": natsPasswords("12345", "12345", "12345"), // without its quotes, a number
 	} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
@@ -239,6 +243,12 @@ func TestNATSConfigurationSyncsEachMessageAndKnowsItsWriters(t *testing.T) {
 		}
 		// What these lists let through and what not, TestNATSUsersHaveNoMoreRightsThanTheirWorkNeeds tries.
 		p := u.Permissions
+		if u.Username == "demo" { // who looks on
+			if p == nil || p.Subscribe == nil || !slices.Equal(p.Subscribe.Allow, []string{"_INBOX_demo.>"}) {
+				t.Errorf("user demo is not bound to its own inbox: %+v", p)
+			}
+			continue
+		}
 		if p == nil || p.Publish == nil || !slices.Contains(p.Publish.Allow, own[u.Username]) ||
 			p.Subscribe == nil || !slices.Equal(p.Subscribe.Allow, []string{"_INBOX_" + u.Username + ".>", "oncebox.wake." + u.Username, "oncebox.heal." + u.Username}) {
 			t.Errorf("user %s is not bound to its own subjects and its own inbox: %+v", u.Username, p)

@@ -44,7 +44,7 @@ func asDeployed(t testing.TB, more ...string) func(*devstack.NATSConfig) {
 		text = strings.Replace(text, users, fmt.Sprintf("%s { user: %s, password: %q }", users, u, natsPassword(u)), 1)
 	}
 	dir := t.TempDir()
-	for name, text := range map[string]string{"nats.conf": text, "passwords.conf": natsPasswords(natsPassword("orders"), natsPassword("billing"))} {
+	for name, text := range map[string]string{"nats.conf": text, "passwords.conf": natsPasswords(natsPassword("orders"), natsPassword("billing"), natsPassword("demo"))} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
@@ -98,6 +98,15 @@ func TestNATSUsersHaveNoMoreRightsThanTheirWorkNeeds(t *testing.T) {
 				return err
 			})
 		}
+	}
+	// The page looks on. It takes nobody's messages, and writes none.
+	for subject, payload := range map[string]string{
+		"orders.charge.requested.v1": anOrder, "billing.charge.succeeded.v1": anOrder, "oncebox.heal.orders": "", "$JS.API.STREAM.PURGE.ORDERS": "",
+		"$JS.API.STREAM.CREATE.OTHER": `{"name":"OTHER","subjects":["other.>"]}`, "$JS.API.CONSUMER.CREATE.ORDERS.billing": `{}`,
+		"$JS.API.CONSUMER.CREATE.ORDERS.billing.orders.>": `{}`, "$JS.API.CONSUMER.DELETE.ORDERS.billing": "", "$JS.API.CONSUMER.DELETE.BILLING.orders": "",
+		"$JS.API.CONSUMER.MSG.NEXT.ORDERS.billing": "1", "$JS.API.CONSUMER.MSG.NEXT.BILLING.orders": "1", "$JS.ACK.ORDERS.billing.1.1.1.1.0": "+ACK",
+	} {
+		mustBeDenied(t, s, "demo", "Publish", subject, func(nc *nats.Conn) error { return nc.Publish(subject, []byte(payload)) })
 	}
 	s.order(t, "after")
 	s.settle(t)

@@ -19,37 +19,31 @@ import (
 	"github.com/oncebox/oncebox/internal/stacktest"
 )
 
-// Invariant: the roles that the deployment makes can do their work, and none can do another's: not read the other service's
-// tables, not even connect to its database. What each may do in its own, TestRolesHaveNoMoreRightsThanTheirWorkNeeds tries.
-func TestDatabaseRolesAsDeployed(t *testing.T) {
-	t.Parallel()
+// A deployment is a system on the databases that deploy/postgres/init.sh makes.
+type deployment struct {
+	*system
+	base    *url.URL // the superuser's, of the database postgres
+	secrets string   // folder of the roles' passwords
+}
+
+// deployed starts one.
+func deployed(t *testing.T) deployment {
+	t.Helper()
 	pg := stacktest.OwnPostgres(t, devstack.PostgresConfig{})
 	base, err := url.Parse(pg.URL("postgres"))
 	if err != nil {
 		t.Fatal(err)
 	}
-	init := exec.CommandContext(t.Context(), "sh", filepath.Join(repository, "deploy/postgres/init.sh"))
-	secrets := t.TempDir()
-	init.Env = append(os.Environ(), "PGHOST="+base.Hostname(), "PGPORT="+base.Port(), "SECRETS="+secrets)
+	d := deployment{base: base, secrets: t.TempDir()}
 	for _, service := range []string{"orders", "billing"} {
 		for _, role := range []string{"owner", "app", "relay"} {
-			file := filepath.Join(secrets, service+"-"+role)
-			if err := os.WriteFile(file, fmt.Appendf(nil, "it's %s's %s", service, role), 0o600); err != nil {
-				t.Fatal(err)
-			}
+			d.secret(t, service+"-"+role, fmt.Sprintf("it's %s's %s", service, role))
 		}
 	}
-	if out, err := init.CombinedOutput(); err != nil {
-		t.Fatalf("init.sh, which needs psql: %v\n%s", err, out)
-	}
-
-	as := func(service, role string) string {
-		u := *base
-		u.User, u.Path = url.UserPassword(service+"_"+role, "irrelevant: this server trusts everybody"), "/"+service
-		return u.String()
-	}
-	s := startSystem(t, nil, nil) // its databases stay unused: the services below are on the deployed ones
-	for _, svc := range []*service{s.orders, s.billing} {
+	d.script(t, "init.sh")
+	as := func(service, role string) string { return d.url(service+"_"+role, service) }
+	d.system = startSystem(t, nil, nil) // its databases stay unused: the services below are on the deployed ones
+	for _, svc := range []*service{d.orders, d.billing} {
 		svc.terminate(t)()
 		svc.role, svc.owner, svc.app, svc.relay = svc.name, as(svc.name, "owner"), as(svc.name, "app"), as(svc.name, "relay")
 		svc.set(map[string]string{"DATABASE_URL": svc.app, "RELAY_DATABASE_URL": svc.relay})
@@ -61,24 +55,61 @@ func TestDatabaseRolesAsDeployed(t *testing.T) {
 		svc.migrate(t) // each deployment does it again
 		svc.start(t)
 	}
+	return d
+}
+
+// secret writes a file as make env does.
+func (d deployment) secret(t *testing.T, name, value string) (file string) {
+	t.Helper()
+	file = filepath.Join(d.secrets, name)
+	if err := os.WriteFile(file, []byte(value), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	return file
+}
+
+// script runs one of deploy/postgres.
+func (d deployment) script(t *testing.T, name string) {
+	t.Helper()
+	script := exec.CommandContext(t.Context(), "sh", filepath.Join(repository, "deploy/postgres", name))
+	script.Env = append(os.Environ(), "PGHOST="+d.base.Hostname(), "PGPORT="+d.base.Port(), "SECRETS="+d.secrets,
+		"PGPASSFILE="+filepath.Join(t.TempDir(), "pgpass"))
+	if out, err := script.CombinedOutput(); err != nil {
+		t.Fatalf("%s, which needs psql: %v\n%s", name, err, out)
+	}
+}
+
+// url is a role's, of a database.
+func (d deployment) url(role, database string) string {
+	u := *d.base
+	u.User, u.Path = url.UserPassword(role, "irrelevant: this server trusts everybody"), "/"+database
+	return u.String()
+}
+
+// refused fails the test unless the database says no, by that SQLSTATE.
+func (d deployment) refused(t *testing.T, user, database, sql, code string) {
+	t.Helper()
+	conn, err := pgx.Connect(t.Context(), d.url(user, database))
+	if err == nil {
+		defer conn.Close(context.WithoutCancel(t.Context()))
+		_, err = conn.Exec(t.Context(), sql)
+	}
+	if pg := (*pgconn.PgError)(nil); !errors.As(err, &pg) || pg.Code != code {
+		t.Errorf("%s in %s, %s: %v, want SQLSTATE %s", user, database, sql, err, code)
+	}
+}
+
+const noPrivilege = "42501"
+
+// Invariant: the roles that the deployment makes can do their work, and none can do another's: not read the other service's
+// tables, not even connect to its database. What each may do in its own, TestRolesHaveNoMoreRightsThanTheirWorkNeeds tries.
+func TestDatabaseRolesAsDeployed(t *testing.T) {
+	t.Parallel()
+	s := deployed(t)
 	s.order(t, "one")
 	s.settle(t)
 	s.checkOnce(t, 1)
-
-	refused := func(user, database, sql, code string) {
-		t.Helper()
-		u := *base
-		u.User, u.Path = url.User(user), "/"+database
-		conn, err := pgx.Connect(t.Context(), u.String())
-		if err == nil {
-			defer conn.Close(context.WithoutCancel(t.Context()))
-			_, err = conn.Exec(t.Context(), sql)
-		}
-		if pg := (*pgconn.PgError)(nil); !errors.As(err, &pg) || pg.Code != code {
-			t.Errorf("%s in %s, %s: %v, want SQLSTATE %s", user, database, sql, err, code)
-		}
-	}
-	const noPrivilege = "42501"
+	refused := func(user, database, sql, code string) { t.Helper(); s.refused(t, user, database, sql, code) }
 	for _, role := range []string{"owner", "app", "relay"} {
 		refused("orders_"+role, "billing", "SELECT FROM charge", noPrivilege)
 		refused("billing_"+role, "orders", "SELECT FROM orders", noPrivilege)

@@ -36,6 +36,7 @@ type client struct {
 	tries     uint   // of each intent, at most
 	run       string // id of the demo's run
 	url       string // the link's
+	apiKey    string // "" where orders asks for none
 	http      *http.Client
 }
 
@@ -84,6 +85,9 @@ func (c *client) try(ctx context.Context, body []byte, key string, intent, attem
 	}
 	req.Header.Set("Content-Type", "application/json")
 	req.Header.Set("Idempotency-Key", key)
+	if c.apiKey != "" {
+		req.Header.Set("Authorization", "Bearer "+c.apiKey)
+	}
 	req.Header.Set(headerClient, c.prefix)
 	req.Header.Set(headerRun, c.run)
 	req.Header.Set(headerIntent, strconv.Itoa(intent))

@@ -20,12 +20,16 @@ import (
 
 func main() {
 	devstack.Helper()
-	if len(os.Args) == 2 {
+	if len(os.Args) >= 2 {
 		switch os.Args[1] {
 		case naiveCommand:
 			os.Exit(naiveMain(consumeNaively))
 		case writerCommand:
 			os.Exit(naiveMain(writeNaively))
+		case attachCommand:
+			os.Exit(attachMain(attach))
+		case healthCommand:
+			os.Exit(attachMain(health))
 		}
 	}
 	o, err := parse(os.Args[1:])

@@ -65,6 +65,10 @@ func consumeNaively(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	return chargeStream(ctx, db, js)
+}
+
+func chargeStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
 	consumer, err := naiveConsumer(ctx, js)
 	if err != nil {
 		return err

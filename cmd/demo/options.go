@@ -63,6 +63,7 @@ func usage() string {
 	b.WriteString(`Shows orders being charged once while replies are lost and billing is killed, beside a client and a consumer without protection.
 
 Usage: demo [flags]
+       demo attach --help    the page beside services that run already, as in docker-compose.yml
 
 `)
 	var o options

@@ -37,13 +37,23 @@ func (s *stack) startPage(ctx context.Context, o options) error {
 	if err := s.lendRedis(ctx, &lab); err != nil {
 		return errors.Join(err, listener.Close())
 	}
-	p := page.New(lab, page.Settings{Seed: o.seed, Loss: 40, Keys: true, Retries: true})
+	if err := s.servePage(ctx, listener, listener.Addr().String(), lab, o.seed); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	s.pageURL = "http://" + listener.Addr().String() + "/"
+	return nil
+}
+
+// servePage serves the page until stop, with a link of its own. address is what browsers call it.
+func (s *stack) servePage(ctx context.Context, listener net.Listener, address string, lab page.Lab, seed uint64) error {
+	p := page.New(lab, page.Settings{Seed: seed, Loss: 40, Keys: true, Retries: true})
 	l, err := s.openLink("page-link.log", fate{}, p.Observe)
 	if err != nil {
-		return errors.Join(err, listener.Close())
+		return err
 	}
 	p.Buy = func(ctx context.Context, run string, set page.Settings, intent int) error {
 		c := newClient(page.Customers, !set.Keys, run, l.url)
+		c.apiKey = lab.APIKey
 		if !set.Retries {
 			c.tries = 1
 		}
@@ -53,7 +63,7 @@ func (s *stack) startPage(ctx context.Context, o options) error {
 	p.LinkURL = l.url
 
 	running, cancel := context.WithCancel(context.WithoutCancel(ctx))
-	server := &http.Server{Handler: p.Handler(listener.Addr().String()), ReadHeaderTimeout: 5 * time.Second,
+	server := &http.Server{Handler: p.Handler(address), ReadHeaderTimeout: 5 * time.Second,
 		BaseContext: func(net.Listener) context.Context { return running }}
 	done := make(chan struct{}, 2)
 	for _, f := range []func() error{
@@ -79,7 +89,6 @@ func (s *stack) startPage(ctx context.Context, o options) error {
 		<-done
 		return err
 	})
-	s.pageURL = "http://" + listener.Addr().String() + "/"
 	return nil
 }
 

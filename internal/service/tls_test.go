@@ -77,7 +77,7 @@ func TestNATSOverTLSAsDeployed(t *testing.T) {
 	dir := t.TempDir()
 	ours, theirs := newAuthority(t, dir, "ours"), newAuthority(t, dir, "theirs")
 	cert, key := ours.issue(t, dir, "nats")
-	writeFile(t, filepath.Join(dir, "passwords.conf"), "NATS_ORDERS_PASSWORD: \"o-secret\"\nNATS_BILLING_PASSWORD: \"b-secret\"\n")
+	writeFile(t, filepath.Join(dir, "passwords.conf"), "NATS_ORDERS_PASSWORD: \"o-secret\"\nNATS_BILLING_PASSWORD: \"b-secret\"\nNATS_DEMO_PASSWORD: \"d-secret\"\n")
 	for _, name := range []string{"nats.conf", "tls.conf"} {
 		conf, err := os.ReadFile(filepath.Join("../../deploy/nats", name))
 		must(t, err)

@@ -7,24 +7,10 @@ import (
 	"testing"
 
 	"github.com/chromedp/chromedp"
+	"github.com/jackc/pgx/v5"
 )
 
 const deadSQL = "SELECT count(*) FROM oncebox.dead_letter WHERE state = 'dead' AND position(convert_to($1, 'UTF8') IN payload) > 0"
-
-// happens breaks something and waits for its outcome.
-func (v *visitor) happens(fault string) string {
-	v.t.Helper()
-	v.click("#faults-" + fault)
-	v.until(fmt.Sprintf("(() => { const li = document.querySelector('#log li'); return li?.dataset.of === %q && li.dataset.state !== 'running'; })()", fault))
-	text, err := chromedp.Run(v.ctx, chromedp.Evaluate[string]("document.querySelector('#log li').textContent"))
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	if !strings.HasPrefix(text, "✓") {
-		v.t.Fatal(text)
-	}
-	return text
-}
 
 // A message that killed billing is a dead letter, and is charged when it is retried from the console, once.
 func TestADeadLetterIsRetriedFromTheConsole(t *testing.T) {
@@ -173,4 +159,48 @@ func TestReducedMotionMovesNothing(t *testing.T) {
 	v.click("[data-pay='10']")
 	v.settled(10)
 	v.until("moved === 0 && document.getAnimations().length === 0")
+}
+
+// What the console says of each service is what its database and its metrics hold.
+func TestTheConsoleSaysWhatTheServicesHold(t *testing.T) {
+	v := visit(t)
+	v.fresh(true)
+	v.click("[data-pay='100']")
+	v.settled(100)
+	v.happens("redeliver")
+	v.happens("poison")
+	v.click("#to-console")
+	v.until("document.querySelectorAll('#letters li').length > 0")
+	for i, service := range []string{"orders", "billing"} {
+		url := map[string]string{"orders": demo.ordersMetrics, "billing": demo.billingMetrics}[service]
+		var epoch, dead, parked int
+		if err := v.db[service].QueryRow(v.ctx, `SELECT (SELECT epoch FROM oncebox.outbox_cursor), (SELECT count(*) FROM oncebox.dead_letter WHERE state = 'dead'),
+			(SELECT count(*) FROM oncebox.outbox_parked WHERE outcome = '')`).Scan(&epoch, &dead, &parked); err != nil {
+			t.Fatal(err)
+		}
+		for of, want := range map[string]string{
+			"relay": fmt.Sprintf("leads, epoch %d", epoch), "not published": "0", "oldest of them": "–", "before it": "0", "in flight": "0",
+			"dead letters": fmt.Sprint(dead), "parked": fmt.Sprint(parked),
+			"redelivered":          whole(v.metric(url, "oncebox_subscriber_redelivered_total", "")),
+			"stopped by the inbox": whole(v.metric(url, "oncebox_inbox_noops_total", "")),
+		} {
+			v.until(fmt.Sprintf("document.querySelectorAll('.desk')[%d].querySelector(\"dd[data-of='%s']\").textContent === %q", i, of, want))
+		}
+	}
+	rows, err := v.db["billing"].Query(v.ctx, "SELECT n, class, reason, attempts, topic, id::text FROM oncebox.dead_letter WHERE state = 'dead'")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var n, attempts int
+	var class, reason, topic, event string
+	letters := 0
+	if _, err := pgx.ForEachRow(rows, []any{&n, &class, &reason, &attempts, &topic, &event}, func() error {
+		letters++
+		v.until(fmt.Sprintf(`((l) => l.includes(%q) && l.includes(%q) && l.includes(%q) && l.includes(%q))(document.getElementById("letter-billing-%d").textContent)`,
+			fmt.Sprintf("%d · %s", n, class), reason, topic+", "+many(attempts, "attempt"), "event "+event, n))
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	v.until(fmt.Sprintf("document.querySelectorAll('#letters li').length === %d && %s === %q", letters, text("letters-count"), many(letters, "dead letter")))
 }

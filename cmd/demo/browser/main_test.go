@@ -1,14 +1,18 @@
 package browser
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -51,10 +55,11 @@ func run(m *testing.M) (code int, err error) {
 
 // A running demo, with the addresses that it printed.
 type running struct {
-	cmd                    *exec.Cmd
-	out                    output
-	page, ordersMetrics    string
-	orders, billing, naive string // the databases
+	cmd                           *exec.Cmd
+	out                           output
+	page                          string
+	ordersMetrics, billingMetrics string
+	orders, billing, naive        string // the databases
 }
 
 type output struct {
@@ -74,7 +79,7 @@ func (o *output) String() string {
 	return o.b.String()
 }
 
-var printed = regexp.MustCompile(`(?s)Break it yourself: (\S+).*metrics  (\S+).*Postgres (\S+)\s+(\S+)\s+(\S+)`)
+var printed = regexp.MustCompile(`(?s)Break it yourself: (\S+).*\nmetrics  (\S+)\s+(\S+).*Postgres (\S+)\s+(\S+)\s+(\S+)`)
 
 func start(bin string) (*running, error) {
 	r := &running{cmd: exec.Command(bin, "-orders", "2", "-kills", "0", "-seed", "7")}
@@ -85,7 +90,7 @@ func start(bin string) (*running, error) {
 	}
 	for late := time.Now().Add(3 * time.Minute); time.Now().Before(late); <-time.After(50 * time.Millisecond) {
 		if found := printed.FindStringSubmatch(r.out.String()); found != nil {
-			r.page, r.ordersMetrics, r.orders, r.billing, r.naive = found[1], found[2], found[3], found[4], found[5]
+			r.page, r.ordersMetrics, r.billingMetrics, r.orders, r.billing, r.naive = found[1], found[2], found[3], found[4], found[5], found[6]
 			return r, nil
 		}
 	}
@@ -211,4 +216,37 @@ func (v *visitor) int(db, sql string) int {
 		v.t.Fatal(err)
 	}
 	return n
+}
+
+// metric is the sum over a service's series of that name which have this label, or all of them for "".
+func (v *visitor) metric(url, name, label string) int {
+	v.t.Helper()
+	req, err := http.NewRequestWithContext(v.ctx, http.MethodGet, url, nil)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	res, err := http.DefaultClient.Do(req)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer res.Body.Close()
+	sum, lines := 0.0, bufio.NewScanner(res.Body)
+	for lines.Scan() {
+		series, value, _ := strings.Cut(strings.ReplaceAll(lines.Text(), "} ", "}\t"), "\t")
+		if series == lines.Text() {
+			series, value, _ = strings.Cut(series, " ")
+		}
+		if of, labels, _ := strings.Cut(series, "{"); of != name || !strings.Contains(labels, label) {
+			continue
+		}
+		n, err := strconv.ParseFloat(value, 64)
+		if err != nil {
+			v.t.Fatalf("%s: %v", lines.Text(), err)
+		}
+		sum += n
+	}
+	if err := lines.Err(); err != nil {
+		v.t.Fatal(err)
+	}
+	return int(sum)
 }

@@ -14,13 +14,33 @@ import (
 )
 
 func (p *Page) pauseNATS(ctx context.Context) (string, error) {
+	before, err := p.committed(ctx)
+	if err != nil {
+		return "", err
+	}
 	if err := p.lab.PauseNATS(); err != nil {
 		return "", err
 	}
 	p.natsStands(true)
-	err := wait(ctx, 3*time.Second)
+	err = wait(ctx, 3*time.Second)
+	after, err2 := p.committed(ctx)
 	p.natsStands(false)
-	return "NATS stood still for 3 s.", errors.Join(err, p.lab.ContinueNATS())
+	if err := errors.Join(err, err2, p.lab.ContinueNATS()); err != nil {
+		return "", err
+	}
+	if after == before {
+		return "NATS stood still for 3 s, in which nobody ordered anything: it broke nothing.", errMissed
+	}
+	return fmt.Sprintf("NATS stood still for 3 s, in which %d events were committed and waited in the outbox.", after-before), nil
+}
+
+// committed counts the events of this run in the outbox of orders.
+func (p *Page) committed(ctx context.Context) (n int, err error) {
+	p.mu.Lock()
+	customers := p.run.customers()
+	p.mu.Unlock()
+	err = p.lab.Orders.QueryRow(ctx, outboxSQL, customers).Scan(&n)
+	return n, err
 }
 
 func (p *Page) natsStands(still bool) {
@@ -46,7 +66,11 @@ func (p *Page) redeliver(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	return fmt.Sprintf("%d messages came again.", stream.CachedInfo().State.Msgs), nil
+	n := stream.CachedInfo().State.Msgs
+	if n == 0 {
+		return "Did not fire: there was no message that could come again.", errMissed
+	}
+	return fmt.Sprintf("%d messages came again.", n), nil
 }
 
 // duplicate copies the newest messages of the stream, again and again until it is a thousand. Without a Nats-Msg-Id JetStream
@@ -59,7 +83,7 @@ func (p *Page) duplicate(ctx context.Context) (string, error) {
 	}
 	last := stream.CachedInfo().State.LastSeq
 	if last == 0 {
-		return "", errors.New("there is no message to copy yet: pay first")
+		return "Did not fire: there was no message to copy.", errMissed
 	}
 	n := min(most, last)
 	sent := 0
@@ -114,6 +138,7 @@ func (p *Page) rollBack(ctx context.Context) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
+	stopped := time.Now()
 	p.natsStands(true)
 	err = putBack(ctx)
 	p.natsStands(false)
@@ -124,6 +149,12 @@ func (p *Page) rollBack(ctx context.Context) (text string, err error) {
 	if err != nil {
 		return "", err
 	}
-	now := stream.CachedInfo().State.LastSeq
-	return fmt.Sprintf("The stream went back from message %d to at most %d.", last, now), nil
+	// The relay may have sent it again by now.
+	switch m, err := stream.GetMsg(ctx, last); {
+	case err == nil && m.Time.Before(stopped):
+		return fmt.Sprintf("Did not fire: message %d is still what it was.", last), errMissed
+	case err != nil && !errors.Is(err, jetstream.ErrMsgNotFound):
+		return "", err
+	}
+	return fmt.Sprintf("The stream lost its tail, up to message %d.", last), nil
 }

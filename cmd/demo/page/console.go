@@ -194,7 +194,8 @@ func (o order) send(ctx context.Context, a Admin) (string, error) {
 	return "", errUnknown
 }
 
-// operated answers an order.
+// operated answers an order with what the service said. That it refused is an answer too, and no error of this page, which a
+// browser would report to its console.
 func (p *Page) operated(w http.ResponseWriter, r *http.Request) {
 	var o order
 	if !decode(w, r, &o) {
@@ -202,8 +203,7 @@ func (p *Page) operated(w http.ResponseWriter, r *http.Request) {
 	}
 	text, err := p.operate(r.Context(), o)
 	if refused, ok := errors.AsType[*refusal](err); ok {
-		http.Error(w, refused.text, http.StatusConflict)
-		return
+		text, err = refused.text, nil
 	}
 	if err != nil {
 		answer(w, err)

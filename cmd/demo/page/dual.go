@@ -43,7 +43,10 @@ func (p *Page) dualWrite(ctx context.Context) (string, error) {
 	if err := p.lab.NaiveWriter.Start(ctx); err != nil {
 		return "", err
 	}
-	between, err := p.killAt(ctx, p.lab.NaiveWriter, count)
+	between, err := killAt(ctx, p.lab.NaiveWriter, count)
+	if !between {
+		err = errors.Join(err, p.lab.NaiveWriter.Kill())
+	}
 	if err != nil {
 		return "", err
 	}

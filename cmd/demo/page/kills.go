@@ -1,25 +1,35 @@
 package page
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"strings"
+	"sync"
 	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncebox/oncebox/billing"
 	"github.com/oncebox/oncebox/events"
 )
 
 const (
-	looksForState = 40
-	steadyPause   = 30 * time.Millisecond
-	downTime      = time.Second // so that one sees it
+	// seekLimit is for how long a fault looks for the state that it is placed by. One may pay meanwhile.
+	seekLimit   = 5 * time.Second
+	steadyPause = 30 * time.Millisecond
+	downTime    = time.Second // so that one sees it
 )
 
-// killAt stops a process (SIGSTOP) and looks, until it stands in the state that is sought, and then kills it there. After some
-// looks in vain it is killed as it stands.
-func (p *Page) killAt(ctx context.Context, process Process, sought func() (bool, error)) (found bool, err error) {
-	for range looksForState {
+// errMissed is a fault that did not fire, or not all of it: the state that it is placed by was not seen.
+var errMissed = errors.New("it did not fire")
+
+// killAt stops a process (SIGSTOP) and looks, until it stands in the state that is sought, and then kills it there. One that is not
+// seen in it within seekLimit is left alone.
+func killAt(ctx context.Context, process Process, sought func() (bool, error)) (killed bool, err error) {
+	for late := time.Now().Add(seekLimit); time.Now().Before(late); {
 		if err := process.Pause(); err != nil {
 			return false, err
 		}
@@ -27,11 +37,12 @@ func (p *Page) killAt(ctx context.Context, process Process, sought func() (bool,
 		if err := wait(ctx, steadyPause); err != nil {
 			return false, errors.Join(err, process.Continue())
 		}
-		if found, err = sought(); err != nil {
+		found, err := sought()
+		if err != nil {
 			return false, errors.Join(err, process.Continue())
 		}
 		if found {
-			break
+			return true, process.Kill()
 		}
 		if err := process.Continue(); err != nil {
 			return false, err
@@ -40,75 +51,84 @@ func (p *Page) killAt(ctx context.Context, process Process, sought func() (bool,
 			return false, err
 		}
 	}
-	return found, process.Kill()
+	return false, nil
+}
+
+// A target is a process that a fault kills in a state that it was seen in.
+type target struct {
+	process Process
+	state   string // "with a charge committed"
+	sought  func() (bool, error)
+}
+
+// killEach looks for the targets at the same time, starts again those that it killed, and says what each was seen in. Its error is
+// errMissed if one of them was not seen in its state.
+func (p *Page) killEach(ctx context.Context, targets ...target) (string, error) {
+	killed, errs := make([]bool, len(targets)), make([]error, len(targets))
+	var looking sync.WaitGroup
+	for i, t := range targets {
+		looking.Go(func() { killed[i], errs[i] = killAt(ctx, t.process, t.sought) })
+	}
+	looking.Wait()
+	var dead []Process
+	var said []string
+	var missed error
+	for i, t := range targets {
+		if killed[i] {
+			dead = append(dead, t.process)
+			said = append(said, fmt.Sprintf("Killed %s %s.", t.process.Name, t.state))
+			continue
+		}
+		missed = errMissed
+		said = append(said, fmt.Sprintf("Did not fire at %s: in %s nobody saw it %s, and it was left alone.", t.process.Name, seekLimit, t.state))
+	}
+	if len(dead) > 0 {
+		errs = append(errs, p.revive(ctx, dead...))
+	}
+	return strings.Join(said, " "), cmp.Or(errors.Join(errs...), missed)
 }
 
 func (p *Page) killBilling(ctx context.Context) (string, error) {
-	committed, err := p.killAt(ctx, p.lab.BillingProcess, func() (bool, error) {
-		return p.committedUnacked(ctx, billing.Name, func(order string) (n int, err error) {
-			err = p.lab.Billing.QueryRow(ctx, "SELECT count(*) FROM charge WHERE order_id = $1", order).Scan(&n)
-			return n, err
-		})
-	})
-	if err != nil {
-		return "", err
-	}
-	naive, err := p.killAt(ctx, p.lab.NaiveProcess, func() (bool, error) {
-		return p.committedUnacked(ctx, p.lab.NaiveDurable, func(order string) (n int, err error) {
-			err = p.lab.Naive.QueryRow(ctx, "SELECT count(*) FROM naive_charge WHERE order_id = $1", order).Scan(&n)
-			return n, err
-		})
-	})
-	if err != nil {
-		return "", err
-	}
-	if err := p.revive(ctx, p.lab.BillingProcess, p.lab.NaiveProcess); err != nil {
-		return "", err
-	}
-	say := func(who string, found bool) string {
-		if found {
-			return who + " died with a charge committed and not acknowledged."
-		}
-		return who + " died with nothing half done."
-	}
-	return say("Billing", committed) + " " + say("The naive consumer", naive), nil
+	const state = "with a charge committed and its message not acknowledged"
+	return p.killEach(ctx,
+		target{p.lab.BillingProcess, state, func() (bool, error) {
+			return p.committedUnacked(ctx, billing.Name, func(order string) (n int, err error) {
+				err = p.lab.Billing.QueryRow(ctx, "SELECT count(*) FROM charge WHERE order_id = $1", order).Scan(&n)
+				return n, err
+			})
+		}},
+		target{p.lab.NaiveProcess, state, func() (bool, error) {
+			return p.committedUnacked(ctx, p.lab.NaiveDurable, func(order string) (n int, err error) {
+				err = p.lab.Naive.QueryRow(ctx, "SELECT count(*) FROM naive_charge WHERE order_id = $1", order).Scan(&n)
+				return n, err
+			})
+		}})
 }
 
 func (p *Page) killOrders(ctx context.Context) (string, error) {
-	found, err := p.killAt(ctx, p.lab.OrdersProcess, func() (open bool, err error) {
+	return p.killEach(ctx, target{p.lab.OrdersProcess, "in the middle of a transaction", func() (open bool, err error) {
 		err = p.lab.Super.QueryRow(ctx, `SELECT EXISTS (SELECT FROM pg_stat_activity
 			WHERE datname = $1 AND application_name <> $2 AND backend_xid IS NOT NULL AND state LIKE 'idle in transaction%')`,
 			p.lab.Orders.Config().ConnConfig.Database, Application).Scan(&open)
 		return open, err
-	})
-	return p.orderDied(ctx, found, "Orders died in the middle of a transaction.", "Orders died between two transactions.", err)
+	}})
 }
 
 func (p *Page) killRelay(ctx context.Context) (string, error) {
-	found, err := p.killAt(ctx, p.lab.OrdersProcess, func() (bool, error) {
+	return p.killEach(ctx, target{p.lab.OrdersProcess, "with events published that its relay's cursor did not know of", func() (bool, error) {
 		stream, err := p.lab.JetStream.Stream(ctx, events.OrdersStream)
 		if err != nil {
 			return false, err
 		}
 		var saved uint64
 		err = p.lab.Orders.QueryRow(ctx, "SELECT stream_seq FROM oncebox.outbox_cursor").Scan(&saved)
-		return stream.CachedInfo().State.LastSeq > saved, err
-	})
-	return p.orderDied(ctx, found, "The relay died with events published that its cursor did not know of.", "The relay died with its cursor saved.", err)
-}
-
-// orderDied starts orders again.
-func (p *Page) orderDied(ctx context.Context, found bool, so, not string, err error) (string, error) {
-	if err != nil {
-		return "", err
-	}
-	if err := p.revive(ctx, p.lab.OrdersProcess); err != nil {
-		return "", err
-	}
-	if found {
-		return so, nil
-	}
-	return not, nil
+		last := stream.CachedInfo().State.LastSeq
+		if err != nil || last <= saved {
+			return false, err
+		}
+		m, err := stream.GetMsg(ctx, last)
+		return err == nil && m.Header.Get(jetstream.MsgIDHeader) != "", err // without: a copy, and not the relay's
+	}})
 }
 
 // committedUnacked looks among the messages above the acknowledged ones for one whose order is charged.

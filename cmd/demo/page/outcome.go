@@ -40,7 +40,10 @@ func (p *Page) begin(kind, id, title string, f func(context.Context) (string, er
 				continue
 			}
 			p.outcomes[i].Text, p.outcomes[i].State = text, "ok"
-			if err != nil {
+			switch {
+			case errors.Is(err, errMissed):
+				p.outcomes[i].State = "missed"
+			case err != nil:
 				p.outcomes[i].Text, p.outcomes[i].State = text+" "+err.Error(), "failed"
 			}
 		}

@@ -27,7 +27,7 @@ type Lab struct {
 	Super                  *pgxpool.Pool // on the same server, as a superuser
 	JetStream              jetstream.JetStream
 
-	OrdersProcess, BillingProcess, NaiveProcess Process
+	OrdersProcess, BillingProcess, NaiveProcess Process // not with Containers
 	NaiveDurable                                string
 
 	// NaiveWriter commits an order and then publishes its event, for as long as it lives. A chapter starts and kills it.
@@ -57,6 +57,7 @@ const (
 	processes power = 1 << iota
 	broker
 	wire
+	writer // to the stream of orders
 )
 
 // lacks says why something that needs these powers cannot be had, "" if it can.
@@ -70,6 +71,8 @@ func (l Lab) lacks(needs power) string {
 		return "The server was given by NATS_URL: the demo has no power over it."
 	case needs&wire != 0 && l.CutPostgres == nil:
 		return "The services' way to Postgres does not go through the demo here."
+	case needs&writer != 0 && l.Containers:
+		return "NATS lets orders write to its stream, and nobody else."
 	}
 	return ""
 }
@@ -137,7 +140,7 @@ type Outcome struct {
 	Of    string    `json:"of"`   // its id
 	Title string    `json:"title"`
 	Text  string    `json:"text"`
-	State string    `json:"state"` // running, ok, failed
+	State string    `json:"state"` // running, ok, failed; missed: the fault did not fire, or not all of it
 	At    time.Time `json:"at"`
 }
 

@@ -155,6 +155,8 @@ func (p *Page) Reset() {
 
 func (p *Page) reset(s Settings) {
 	p.run.cancel()
+	before := p.run.seen
 	p.run = newRun(s)
+	p.run.seen.NATSAnswers, p.run.seen.DatabasesAnswer = before.NATSAnswers, before.DatabasesAnswer
 	p.set(s)
 }

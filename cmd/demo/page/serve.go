@@ -113,6 +113,7 @@ type state struct {
 	Busy      string    `json:"busy"`
 	Outcomes  []Outcome `json:"outcomes"`
 	Letters   int       `json:"letters"` // of both services, as far as the console shows them
+	More      bool      `json:"more"`    // and there are more
 }
 
 type process struct {
@@ -138,15 +139,10 @@ func (p *Page) news(run string, since uint64) (s state, rows []intent, version u
 	}
 	s = state{Run: r.id, Settings: r.settings, Sums: r.sums(), Tries: r.tries, Lost: r.lost, Published: len(r.published), Copies: r.copies, Way: r.seen, Busy: p.busy,
 		Outcomes: append([]Outcome{}, p.outcomes...)}
-	for _, l := range []Process{p.lab.OrdersProcess, p.lab.BillingProcess, p.lab.NaiveProcess} {
-		is := process{Name: l.Name, Pid: l.Pid(), State: "up"}
-		if !l.Alive() {
-			is.State = "dead"
-		}
-		s.Processes = append(s.Processes, is)
-	}
+	s.Processes = p.processes()
 	for _, d := range p.desks {
 		s.Letters += len(d.Letters)
+		s.More = s.More || d.More
 	}
 	nats := process{Name: "NATS", State: "up"}
 	switch {
@@ -161,6 +157,28 @@ func (p *Page) news(run string, since uint64) (s state, rows []intent, version u
 	}
 	s.Processes = append(s.Processes, nats, postgres)
 	return s, rows, p.version, p.changed
+}
+
+// processes are the services and the naive consumer, and how they stand. p.mu is held.
+func (p *Page) processes() (all []process) {
+	if p.lab.Containers { // they are others', and are asked
+		for i, a := range p.lab.Admins {
+			is := process{Name: a.Name, State: "up"}
+			if !p.desks[i].Answers {
+				is.State = "silent"
+			}
+			all = append(all, is)
+		}
+		return all
+	}
+	for _, l := range []Process{p.lab.OrdersProcess, p.lab.BillingProcess, p.lab.NaiveProcess} {
+		is := process{Name: l.Name, Pid: l.Pid(), State: "up"}
+		if !l.Alive() {
+			is.State = "dead"
+		}
+		all = append(all, is)
+	}
+	return all
 }
 
 // tempo is the least time between two messages to a browser: what changes meanwhile comes together.

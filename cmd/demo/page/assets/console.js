@@ -42,24 +42,25 @@ const time = (at) => new Date(at).toLocaleTimeString();
 function stand(card, d) {
   if (!card.children.length) {
     card.append(element("h2", ""), element("dl", ""));
-    for (const name of ["relay", "not published", "oldest of them", "before it", "in flight", "redelivered", "stopped by the inbox", "dead letters", "parked"]) {
-      const term = element("dt", "", name), value = element("dd", "");
-      term.dataset.of = value.dataset.of = name;
-      card.lastChild.append(term, value);
+    for (const name of ["relay", "not published", "oldest of them", "parked", "dead letters", "before it", "in flight", "redelivered", "stopped by the inbox"]) {
+      const pair = element("div", "");
+      pair.append(element("dt", "", name), element("dd", ""));
+      pair.lastChild.dataset.of = name;
+      card.lastChild.append(pair);
     }
   }
   card.dataset.state = d.answers ? "up" : "dead";
-  const values = [d.leading ? `leads, epoch ${d.epoch}` : "stands by", count(d.backlog), d.oldestFor ? `${d.oldestFor.toFixed(1)} s` : "–", count(d.pending),
-    count(d.unacked), count(d.again), count(d.stopped), count((d.letters ?? []).length) + (d.more ? "+" : ""), count((d.parked ?? []).length)];
+  const values = [d.leading ? `leads, epoch ${d.epoch}` : "stands by", count(d.backlog), d.oldestFor ? `${d.oldestFor.toFixed(1)} s` : "–",
+    count((d.parked ?? []).length), count((d.letters ?? []).length) + (d.more ? "+" : ""), count(d.pending), count(d.unacked), count(d.again), count(d.stopped)];
   text(card.firstChild, d.answers ? d.name : `${d.name} does not answer`);
   card.querySelectorAll("dd").forEach((dd, i) => text(dd, values[i]));
 }
 
 // waiting tells, in the other view too, that there is something to decide.
-export function waiting({ letters }) {
+export function waiting({ letters, more }) {
   const badge = $("letters-count");
   badge.hidden = letters === 0;
-  text(badge, many(letters, "dead letter"));
+  text(badge, more ? `more than ${letters} dead letters` : many(letters, "dead letter"));
 }
 
 const text = (node, s) => { if (node.textContent !== s) node.textContent = s; };

@@ -7,6 +7,7 @@ const shown = new Map();
 let busy = "";
 
 export function build({ faults, chapters }) {
+  busy = "";
   fill("faults", faults, (f) => [element("p", "", f.off ? `Not here: ${f.off}` : f.does), element("p", "expect", f.expect)]);
   fill("chapters", chapters, (c) => [element("p", "", c.lesson), element("p", "expect", c.guess)]);
 }
@@ -26,7 +27,7 @@ function fill(id, all, texts) {
       if (button.getAttribute("aria-disabled") !== "true") post(`${id}/${one.id}`);
       else say(one.off ?? "Something is under way: wait for its outcome.");
     });
-    text.append(...texts(one));
+    text.append(...texts(one), element("p", "came"));
     item.append(button, text);
     return item;
   }));
@@ -47,7 +48,11 @@ export function show(state) {
     }
     item.dataset.state = o.state;
     item.dataset.of = o.of;
-    const mark = { ok: "✓", failed: "✗", running: "…" }[o.state];
-    item.textContent = `${mark} ${o.title}: ${o.state === "running" ? "under way" : o.text}`;
+    const mark = { ok: "✓", failed: "✗", running: "…", missed: "○" }[o.state];
+    const text = o.state === "running" ? "under way" : o.text;
+    item.textContent = `${mark} ${o.title}: ${text}`;
+    const came = document.querySelector(`#${o.kind}s-${o.of}-text .came`);
+    came.dataset.state = o.state;
+    came.textContent = `${mark} ${text}`;
   }
 }

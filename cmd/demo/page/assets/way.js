@@ -11,7 +11,7 @@ const stations = [
     what: (s) => waiting(s) ? `${count(waiting(s))} not published yet` : "events, all published" },
   { name: "JetStream", count: (s) => s.published + s.copies, waits: (s) => s.way.waiting, process: "NATS",
     what: (s) => s.way.waiting ? `${count(s.way.waiting)} wait for billing` : s.copies ? `messages, ${count(s.copies)} of them copies` : "messages" },
-  { name: "inbox", count: (s) => s.way.stopped, what: () => "stopped that came again" },
+  { name: "inbox", count: (s) => s.way.stopped, what: () => "stopped since billing’s start" },
   { name: "billing", count: (s) => s.sums.charges, process: "billing",
     what: (s) => s.way.dead ? `charges; ${many(s.way.dead, "dead letter")}` : "charges" },
   { name: "paid", count: (s) => s.sums.paid, what: (s) => s.way.answers ? `${count(s.way.answers)} answers under way` : "orders settled" },

@@ -1,0 +1,88 @@
+package browser
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/chromedp/chromedp"
+)
+
+// outcome breaks something and waits for what comes of it.
+func (v *visitor) outcome(fault string) (state, text string) {
+	v.t.Helper()
+	v.click("#faults-" + fault)
+	v.until(fmt.Sprintf("(() => { const li = document.querySelector('#log li'); return li?.dataset.of === %q && li.dataset.state !== 'running'; })()", fault))
+	said, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string]("(({ dataset, textContent }) => [dataset.state, textContent])(document.querySelector('#log li'))"))
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return said[0], said[1]
+}
+
+// happens breaks something, which comes to pass and is come out of.
+func (v *visitor) happens(fault string) string {
+	v.t.Helper()
+	state, text := v.outcome(fault)
+	if state != "ok" || !strings.HasPrefix(text, "✓") {
+		v.t.Fatal(text)
+	}
+	return text
+}
+
+// Each fault comes to pass in the middle of work, says what it met, and leaves each order charged once.
+func TestEachFaultFiresAndIsComeOutOf(t *testing.T) {
+	v := visit(t)
+	for _, f := range []struct {
+		id, met string
+		pay     int
+	}{
+		{"kill-orders", "Killed orders in the middle of a transaction.", 1000},
+		{"kill-relay", "Killed orders with events published that its relay's cursor did not know of.", 1000},
+		{"pause-nats", "events were committed and waited in the outbox.", 1000},
+		{"cut-postgres", "connections were cut.", 100},
+		{"redeliver", "messages came again.", 10},
+		{"duplicates", "1000 copies of the last 100 messages were sent.", 100},
+		{"roll-back", "The stream lost its tail", 10},
+	} {
+		v.fresh(true)
+		v.click(fmt.Sprintf("[data-pay='%d']", f.pay))
+		again := f.id == "redeliver" || f.id == "duplicates"
+		if again { // of messages that were handled
+			v.settled(f.pay)
+		}
+		if text := v.happens(f.id); !strings.Contains(text, f.met) {
+			t.Errorf("%s says %q", f.id, text)
+		}
+		intents := f.pay
+		if f.id == "roll-back" {
+			intents += 20
+		}
+		v.settled(intents)
+		v.agrees()
+		if n := v.int("billing", chargesSQL); n != intents {
+			t.Errorf("%s: %d charges for %d intents", f.id, n, intents)
+		}
+		if twice := v.int("naive", naiveTwiceSQL); again && twice < f.pay {
+			t.Errorf("%s: of %d the naive consumer charged only %d twice", f.id, f.pay, twice)
+		}
+	}
+}
+
+// A kill that does not see the moment that it waits for kills nobody, and says so.
+func TestAFaultThatDoesNotFireSaysSo(t *testing.T) {
+	v := visit(t)
+	v.fresh(true)
+	before := v.text("processes")
+	for fault, says := range map[string]string{
+		"kill-billing": "Did not fire at billing: in 5s nobody saw it with a charge committed",
+		"kill-relay":   "Did not fire at orders: in 5s nobody saw it with events published",
+	} {
+		if state, text := v.outcome(fault); state != "missed" || !strings.HasPrefix(text, "○") || !strings.Contains(text, says) {
+			t.Errorf("%s is %s: %s", fault, state, text)
+		}
+	}
+	if after := v.text("processes"); after != before {
+		t.Errorf("%s became %s", before, after)
+	}
+}
