@@ -37,7 +37,7 @@ func composeFaults(p *types.Project, dockerfile string) []string {
 			faults = append(faults, fmt.Sprintf("config %s: %v", name, err))
 		}
 	}
-	for _, name := range []string{"postgres", "nats", "redis", "orders", "billing", "demo", "prometheus"} {
+	for _, name := range []string{"postgres", "nats", "redis", "orders", "billing", "oncebox", "demo", "prometheus"} {
 		if _, ok := p.Services[name]; !ok {
 			faults = append(faults, name+": is missing")
 		}
@@ -48,7 +48,10 @@ func composeFaults(p *types.Project, dockerfile string) []string {
 type faultFunc func(format string, args ...any)
 
 // job says whether s does one thing and ends.
-func job(s types.ServiceConfig) bool { return migrates(s) || s.Name == "nats-volume" }
+func job(s types.ServiceConfig) bool { return migrates(s) || s.Name == "nats-volume" || asked(s) }
+
+// asked is the operator's command, which runs when somebody runs it.
+func asked(s types.ServiceConfig) bool { return s.Name == "oncebox" }
 
 func migrates(s types.ServiceConfig) bool { return strings.HasSuffix(s.Name, "-migrate") }
 
@@ -121,7 +124,11 @@ func secretPath(c types.ServiceSecretConfig) string {
 
 func checkHealth(s types.ServiceConfig, fault faultFunc) {
 	if job(s) {
-		if s.Restart != types.RestartPolicyOnFailure {
+		want := types.RestartPolicyOnFailure
+		if asked(s) {
+			want = types.RestartPolicyNo
+		}
+		if s.Restart != want {
 			fault("is a job, and restarted: %s", s.Restart)
 		}
 		if migrates(s) && s.DependsOn["postgres"].Condition != types.ServiceConditionHealthy {

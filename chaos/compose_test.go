@@ -48,7 +48,7 @@ func loadCompose(ctx context.Context, yaml string, env types.Mapping) (*types.Pr
 		WorkingDir:  dir,
 		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(dir, "docker-compose.yml"), Content: []byte(yaml)}},
 		Environment: maps.Clone(env), // the loader adds to it
-	}, loader.WithProfiles([]string{"demo", "observability", "redis"}))
+	}, loader.WithProfiles([]string{"demo", "observability", "operate", "redis"}))
 }
 
 func TestComposeFileKeepsItsPromises(t *testing.T) {
