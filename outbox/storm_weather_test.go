@@ -101,6 +101,14 @@ func (w *wave) failOver(t *testing.T) {
 		return setOf(ids)
 	}
 	must(t, next.CutOff(ctx))
+	for _, s := range w.storms {
+		had := len(s.truth())
+		s.ask(100)
+		s.eventually("more is committed", func() (more bool, err error) {
+			err = s.pool.QueryRow(ctx, "SELECT count(*) > $1 FROM truth", had).Scan(&more)
+			return more, err
+		})
+	}
 	w.eachSaves()
 	w.eachSaves()
 	must(t, old.StopImmediate(ctx))

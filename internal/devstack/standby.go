@@ -49,7 +49,8 @@ func copyCluster(ctx context.Context, primary *Postgres, to *folder) error {
 
 // CutOff ends the stream of changes to a standby: what the primary commits from now on never comes.
 func (p *Postgres) CutOff(ctx context.Context) error {
-	return p.admin(ctx, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()")
+	return p.admin(ctx, "ALTER SYSTEM SET primary_conninfo = ''", "SELECT pg_reload_conf()",
+		"DO $$ BEGIN WHILE EXISTS (SELECT FROM pg_stat_wal_receiver) LOOP PERFORM pg_sleep(0.01); END LOOP; END $$")
 }
 
 // Promote makes a standby a primary and returns when it takes writes.
