@@ -116,7 +116,8 @@ func TestEachBadMessageIsOneDeadLetter(t *testing.T) {
 			{"an id that is sent twice", header(func(h nats.Header) { h["ce-id"] = []string{"a", "b"} }), "undecodable"},
 			{"an id in two cases", set("CE-Id", "another"), "undecodable"},
 			{"an id in the headers and another in the body", func(m *nats.Msg) {
-				m.Data = []byte(`{"specversion":"1.0","id":"` + uuid.NewString() + `","data":` + string(m.Data) + `}`)
+				m.Data = fmt.Appendf(nil, `{"specversion":"1.0","id":%q,"source":"orders","type":%q,"partitionkey":%q,"datacontenttype":"application/json","data":%s}`,
+					uuid.NewString(), m.Header.Get(oncebox.HeaderType), m.Header.Get(oncebox.HeaderKey), m.Data)
 				m.Header = nats.Header{"ce-id": m.Header["ce-id"], "content-type": {"application/cloudevents+json"}}
 			}, "undecodable"},
 			{"no source", unset("ce-source"), "undecodable"},
