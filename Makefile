@@ -37,10 +37,12 @@ race: ## the same under the race detector
 	cd chaos && $(TEST) -race ./...
 	cd bench && $(TEST) -race ./...
 
-soak: ## run the tests of the relay, the broker and the inbox at real times and sizes, for an hour or so
+soak: ## run the tests of the relay, the broker, the inbox and the keys at real times and sizes, for an hour or so
 	.ci/install
 	ONCEBOX_SOAK=1 go test -count=1 -timeout=4h -v ./outbox
-	ONCEBOX_SOAK=1 go test -count=1 -timeout=2h -v ./broker ./inbox
+	ONCEBOX_SOAK=1 go test -count=1 -timeout=2h -v ./broker ./inbox ./idempotency
+	cd idempotency/redisstore && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v .
+	cd chaos && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v -run '^TestARedisThatForgetsMakesNoSecondOrder$$' .
 	go test -run '^$$' -bench Charge -benchtime 20000x -count 3 ./billing
 
 mutants: ## break one guard after the other and show which test catches it, for half an hour or so. MUTANTS="-only healing-off" for one

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -34,20 +35,24 @@ func TestARedisThatForgetsMakesNoSecondOrder(t *testing.T) {
 	second.process = s.orders.process
 	second.start(t)
 
-	// Five seconds at 1/20, in which there always was something to forget.
+	// A twentieth of the five seconds of make soak; there always was something to forget.
+	intents, every := 200, 250*time.Millisecond
+	if os.Getenv("ONCEBOX_SOAK") != "" {
+		intents, every = 20*intents, 20*every
+	}
 	ctx, stop := context.WithCancel(t.Context())
 	var flushed atomic.Int64
 	flushing := make(chan struct{})
 	go func() {
 		defer close(flushing)
 		for ctx.Err() == nil {
-			pause(ctx, 250*time.Millisecond)
+			pause(ctx, every)
 			if n, err := client.DBSize(ctx).Result(); err == nil && n > 0 && client.FlushAll(ctx).Err() == nil {
 				flushed.Add(1)
 			}
 		}
 	}()
-	const intents, tries = 200, 5
+	const tries = 5
 	g, gctx := errgroup.WithContext(t.Context())
 	g.SetLimit(8)
 	for i := range intents {

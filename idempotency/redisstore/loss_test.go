@@ -3,6 +3,7 @@ package redisstore_test
 import (
 	"fmt"
 	"net/http"
+	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -79,10 +80,13 @@ func forgetful(r *rig) {
 	}
 }
 
-// Invariant: whatever Redis forgets, an order is there once. FLUSHALL comes every 250 ms, a twentieth of what make soak does.
+// Invariant: whatever Redis forgets, an order is there once. FLUSHALL comes every 250 ms, and in make soak every 5 s.
 func flushedUnderLoad(r *rig) {
 	urls := []string{r.process(true), r.process(true)}
-	const workers, keys = 8, 200
+	workers, keys, every := 8, 200, 250*time.Millisecond
+	if os.Getenv("ONCEBOX_SOAK") != "" {
+		keys, every = 20*keys, 20*every
+	}
 	var next, lost atomic.Int64
 	done := make(chan struct{})
 	var wg sync.WaitGroup
@@ -90,7 +94,7 @@ func flushedUnderLoad(r *rig) {
 		wg.Go(func() {
 			for {
 				i := next.Add(1)
-				if i > keys {
+				if i > int64(keys) {
 					return
 				}
 				key, location := fmt.Sprint("key-", i), ""
@@ -113,7 +117,7 @@ func flushedUnderLoad(r *rig) {
 	}
 	go func() { wg.Wait(); close(done) }()
 	flushes := 0
-	for tick := time.NewTicker(250 * time.Millisecond); ; {
+	for tick := time.NewTicker(every); ; {
 		select {
 		case <-tick.C:
 			must(r, r.client.FlushAll(r.Context()).Err())
