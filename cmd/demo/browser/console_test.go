@@ -187,7 +187,7 @@ func TestTheConsoleSaysWhatTheServicesHold(t *testing.T) {
 			v.until(fmt.Sprintf("document.querySelectorAll('.desk')[%d].querySelector(\"dd[data-of='%s']\").textContent === %q", i, of, want))
 		}
 	}
-	rows, err := v.db["billing"].Query(v.ctx, "SELECT n, class, reason, attempts, topic, id::text FROM oncebox.dead_letter WHERE state = 'dead'")
+	rows, err := v.db["billing"].Query(v.ctx, "SELECT n, class, reason, attempts, topic, id::text FROM oncebox.dead_letter WHERE state = 'dead'") //nolint:rowserrcheck // ForEachRow checks it
 	if err != nil {
 		t.Fatal(err)
 	}
