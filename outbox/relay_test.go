@@ -284,6 +284,26 @@ func TestEventsWaitWhileTheBrokerIsAway(t *testing.T) {
 	r.parked(relay, 0) // an outage is no event's fault
 }
 
+// A broker that dies with events on their way to it has never got them: what is not acknowledged is not counted as stored.
+func TestEventsThatABrokerTookToItsGraveAreSentAgain(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	relay := r.relay()
+	var want []oncebox.Event
+	for i := range int64(20) {
+		want = append(want, event("k", i+1))
+	}
+	r.commit(want[:10]...)
+	r.eventuallyLogged(want[:10]...)
+	given := relay.metric(t, "batch_rows")
+	must(t, r.server.Pause())
+	r.commit(want[10:]...)
+	stacktest.Eventually(t, 15*time.Second, "they are on their way", func() (bool, error) { return relay.metric(t, "batch_rows") > given, nil })
+	must(t, r.server.Kill())
+	must(t, r.server.Restart(context.Background()))
+	r.eventuallyLogged(want...)
+}
+
 func TestALostStreamIsFilledAgain(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
