@@ -42,6 +42,7 @@ soak: ## run the tests of the relay, the broker, the inbox and the keys at real 
 	cd idempotency/redisstore && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v .
 	cd chaos && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v -run '^TestARedisThatForgetsMakesNoSecondOrder$$' .
 	go test -run '^$$' -bench Charge -benchtime 20000x -count 3 ./billing
+	go test -run '^$$' -bench Poison -benchtime 20000x -timeout=1h ./billing
 
 mutants: ## break one guard after the other and show which test catches it, for half an hour or so. MUTANTS="-only healing-off" for one
 	cd chaos && go run ./mutants $(MUTANTS)

@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -275,6 +276,41 @@ func aGroupOfGoodAndBadOnes(r *rig) {
 	r.want("ledger", "SELECT account || ' ' || amount || ' ' || currency FROM ledger ORDER BY abs(amount), account", ledger...)
 	r.want("dead letters", "SELECT class FROM oncebox.dead_letter ORDER BY class", letters...)
 	r.want("answers", "SELECT count(*)::text || topic FROM oncebox.outbox GROUP BY topic", "60"+events.TypeChargeSucceeded)
+}
+
+// The good ones of a group do not run again for the bad ones among them.
+func TestEachOfAGroupIsHandedOverOnce(t *testing.T) {
+	t.Parallel()
+	var handed atomic.Int64
+	r := rigOf(t, func(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, error) {
+		h := s.GroupHandler()
+		return in.Group(func(ctx context.Context, tx pgx.Tx, es []oncebox.Event) []error {
+			handed.Add(int64(len(es)))
+			return h(ctx, tx, es)
+		}, inbox.GroupConfig{Lanes: 1})
+	})
+	const n = 200
+	es := make([]oncebox.Event, n)
+	for i := range es {
+		es[i] = request()
+		switch i % 10 {
+		case 1:
+			es[i] = request(func(p *events.ChargeRequested) { p.Amount = -1 })
+		case 2: // charged already
+			must(t, r.handle(es[i]))
+			es[i].ID = uuid.NewString()
+		case 3: // cancelled already
+			must(t, r.handle(cancellation(es[i], 2)))
+		}
+	}
+	handed.Store(0)
+	r.together(es...)
+	if handed.Load() != n {
+		t.Errorf("%d events were handed over for %d messages", handed.Load(), n)
+	}
+	r.want("charges", "SELECT status || ' ' || count(*) FROM charge GROUP BY status ORDER BY status", "cancelled 20", "succeeded 160")
+	r.want("dead letters", "SELECT class || ' ' || count(*) FROM oncebox.dead_letter GROUP BY class ORDER BY class", "already_charged 20", "malformed 20")
+	r.want("answers", "SELECT count(*)::text FROM oncebox.outbox", "160")
 }
 
 func TestAnotherServicesEventIsDone(t *testing.T) { eachWay(t, anotherServicesEventIsDone) }

@@ -108,8 +108,7 @@ const chargeLedger = `
 	FROM c, LATERAL (VALUES ('customer:' || c.customer_id, -1), ('revenue', 1)) AS a (account, sign)
 	WHERE c.status = 'succeeded'`
 
-// chargeAll charges what es ask for, in one round trip. Of orders that are charged or cancelled already it writes nothing, in one
-// more.
+// chargeAll charges what es ask for, and answers. Of orders that are charged or cancelled already it writes nothing.
 func (s *Service) chargeAll(ctx context.Context, tx pgx.Tx, es []oncebox.Event) []error {
 	errs := make([]error, len(es))
 	claims := make([]claim, 0, len(es))
@@ -125,13 +124,13 @@ func (s *Service) chargeAll(ctx context.Context, tx pgx.Tx, es []oncebox.Event) 
 	if len(claims) == 0 {
 		return errs
 	}
-	charged, err := s.charge(ctx, tx, claims)
-	if err == nil && len(charged) < len(claims) {
-		var why []error
-		why, err = s.uncharged(ctx, tx, claims, charged)
-		for j, err := range why {
-			errs[asked[j]] = err
-		}
+	charged, err := charge(ctx, tx, claims)
+	var why []error
+	if err == nil {
+		why, err = s.answer(ctx, tx, claims, charged)
+	}
+	for j, err := range why {
+		errs[asked[j]] = err
 	}
 	if err != nil {
 		err = fmt.Errorf("charge %d orders: %w", len(claims), err)
@@ -142,47 +141,40 @@ func (s *Service) chargeAll(ctx context.Context, tx pgx.Tx, es []oncebox.Event) 
 	return errs
 }
 
-// charge writes the charges, their ledger and the answers, and returns the ids of the charges: the others' orders have one. The
-// answers are behind a savepoint, all of them: see uncharged.
-func (s *Service) charge(ctx context.Context, tx pgx.Tx, claims []claim) (map[uuid.UUID]bool, error) {
+// charge writes the charges and their ledger, and returns the ids of the charges: the orders of the others have one.
+func charge(ctx context.Context, tx pgx.Tx, claims []claim) (map[uuid.UUID]bool, error) {
 	var (
 		n                                                 = len(claims)
 		tenants, customers, currencies, statuses, reasons = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
 		ids, orders                                       = make([]uuid.UUID, n), make([]uuid.UUID, n)
 		amounts                                           = make([]int64, n)
-		answers                                           = make([]oncebox.Event, n)
 	)
 	for i, c := range claims {
 		tenants[i], ids[i], orders[i], customers[i] = c.tenant, c.id, c.order, c.req.CustomerID
-		amounts[i], currencies[i], statuses[i], reasons[i], answers[i] = c.req.Amount, c.req.Currency, c.status, c.reason, c.answer
+		amounts[i], currencies[i], statuses[i], reasons[i] = c.req.Amount, c.req.Currency, c.status, c.reason
 	}
-	b := &pgx.Batch{}
-	charged := make(map[uuid.UUID]bool, n)
-	b.Queue(`WITH c AS (
+	rows, err := tx.Query(ctx, `WITH c AS (
 			INSERT INTO charge (tenant_id, id, order_id, customer_id, amount, currency, status, reason)
 			SELECT * FROM unnest($1::text[], $2::uuid[], $3::uuid[], $4::text[], $5::bigint[], $6::text[], $7::text[], $8::text[])
 			ON CONFLICT DO NOTHING RETURNING *),
 		l AS (`+chargeLedger+`)
 		SELECT id FROM c`,
-		tenants, ids, orders, customers, amounts, currencies, statuses, reasons).
-		Query(func(rows pgx.Rows) error {
-			var id uuid.UUID
-			_, err := pgx.ForEachRow(rows, []any{&id}, func() error {
-				charged[id] = true
-				return nil
-			})
-			return err
-		})
-	b.Queue("SAVEPOINT answers")
-	if err := s.outbox.Queue(b, answers...); err != nil {
+		tenants, ids, orders, customers, amounts, currencies, statuses, reasons)
+	if err != nil {
 		return nil, err
 	}
-	return charged, tx.SendBatch(ctx, b).Close()
+	written, err := pgx.CollectRows(rows, pgx.RowTo[uuid.UUID])
+	charged := make(map[uuid.UUID]bool, n)
+	for _, id := range written {
+		charged[id] = true
+	}
+	return charged, err
 }
 
-// uncharged takes back the answers to those claims that were not charged, and says of each why: nil if its cancellation came
-// first, which is well, or if it was charged; another charge of its order should not be there.
-func (s *Service) uncharged(ctx context.Context, tx pgx.Tx, claims []claim, charged map[uuid.UUID]bool) ([]error, error) {
+// answer writes the answers of the claims that were charged, in a round trip of its own: with the charges, those of a group in which
+// one is not charged had to be taken back and written again. It says of each claim why it was not charged: nil if its
+// cancellation came first, which is well, or if it was; another charge of its order should not be there.
+func (s *Service) answer(ctx context.Context, tx pgx.Tx, claims []claim, charged map[uuid.UUID]bool) ([]error, error) {
 	type key struct {
 		tenant string
 		order  uuid.UUID
@@ -190,7 +182,7 @@ func (s *Service) uncharged(ctx context.Context, tx pgx.Tx, claims []claim, char
 	var (
 		tenants []string
 		orders  []uuid.UUID
-		answers []oncebox.Event
+		answers = make([]oncebox.Event, 0, len(claims))
 	)
 	for _, c := range claims {
 		if charged[c.id] {
@@ -200,25 +192,26 @@ func (s *Service) uncharged(ctx context.Context, tx pgx.Tx, claims []claim, char
 		tenants, orders = append(tenants, c.tenant), append(orders, c.order)
 	}
 	b := &pgx.Batch{}
-	b.Queue("ROLLBACK TO SAVEPOINT answers")
-	statuses := make(map[key]string, len(orders))
-	b.Queue(`SELECT tenant_id, order_id, status FROM charge WHERE (order_id, tenant_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))`, orders, tenants).
-		Query(func(rows pgx.Rows) error {
-			var (
-				k      key
-				status string
-			)
-			_, err := pgx.ForEachRow(rows, []any{&k.tenant, &k.order, &status}, func() error {
-				statuses[k] = status
-				return nil
-			})
-			return err
-		})
 	if err := s.outbox.Queue(b, answers...); err != nil {
 		return nil, err
 	}
+	statuses := make(map[key]string, len(orders))
+	if len(orders) > 0 {
+		b.Queue(`SELECT tenant_id, order_id, status FROM charge WHERE (order_id, tenant_id) IN (SELECT * FROM unnest($1::uuid[], $2::text[]))`, orders, tenants).
+			Query(func(rows pgx.Rows) error {
+				var (
+					k      key
+					status string
+				)
+				_, err := pgx.ForEachRow(rows, []any{&k.tenant, &k.order, &status}, func() error {
+					statuses[k] = status
+					return nil
+				})
+				return err
+			})
+	}
 	if err := tx.SendBatch(ctx, b).Close(); err != nil {
-		return nil, fmt.Errorf("look at %d orders that are charged or cancelled: %w", len(orders), err)
+		return nil, err
 	}
 	why := make([]error, len(claims))
 	for i, c := range claims {
