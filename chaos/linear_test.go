@@ -114,7 +114,7 @@ type bench struct {
 // work makes operations until there are enough, on keys that move on with them.
 func (b *bench) work(ctx context.Context, worker int, h *history, rnd *rand.Rand) {
 	for n := 0; n < linearOps; n = h.len() {
-		key := fmt.Sprint("key-", min(n*linearKeys/linearOps+rnd.IntN(20), linearKeys-1))
+		key := fmt.Sprint("key-", min(max(n*linearKeys/linearOps+rnd.IntN(20)-10, 0), linearKeys-1))
 		call := h.now()
 		if b.read != nil && rnd.IntN(8) == 0 {
 			if value, err := b.read(ctx, key); err == nil {

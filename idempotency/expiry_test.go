@@ -19,9 +19,9 @@ import (
 )
 
 // guardedServer has a handler whose row keeps its request's key under a unique constraint.
-func guardedServer(t *testing.T, store idempotency.Store, retention time.Duration) string {
+func guardedServer(t *testing.T, store idempotency.Store) string {
 	t.Helper()
-	keys, err := idempotency.New(store, idempotency.Config{Scope: idempotency.SingleTenant, Retention: retention})
+	keys, err := idempotency.New(store, idempotency.Config{Scope: idempotency.SingleTenant, Retention: time.Hour})
 	must(t, err)
 	route, err := keys.Wrap(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		req, _ := idempotency.RequestOf(r.Context())
@@ -56,7 +56,7 @@ func TestTheGuardOfAnExpiredKeyIsForgotten(t *testing.T) {
 	pool, _ := database(t)
 	guardedTable(t, pool)
 	store := guarded(t, pool, 10)
-	url := guardedServer(t, store, time.Hour)
+	url := guardedServer(t, store)
 	wantFirst(t, mustPost(t, url, "k"))
 	expire(t, pool)
 	wantFirst(t, mustPost(t, url, "k")) // by the request that finds it
@@ -99,9 +99,9 @@ func TestATransactionThatWasTakenBackIsTriedAgain(t *testing.T) {
 			return err
 		}})
 		key := fmt.Sprint(c.code, c.fails)
-		wantFirst(t, mustPost(t, guardedServer(t, postgres(t, pool, idempotency.PostgresConfig{}), time.Hour), key))
+		wantFirst(t, mustPost(t, guardedServer(t, postgres(t, pool, idempotency.PostgresConfig{})), key))
 		expire(t, pool)
-		if got := mustPost(t, guardedServer(t, store, time.Hour), key); got.status != c.status || tries != c.tries {
+		if got := mustPost(t, guardedServer(t, store), key); got.status != c.status || tries != c.tries {
 			t.Errorf("%d times %s: got %d in %d tries, want %d in %d", c.fails, c.code, got.status, tries, c.status, c.tries)
 		}
 	}
@@ -113,7 +113,7 @@ func TestCleanTakesWhatIsOverInBatches(t *testing.T) {
 	guardedTable(t, pool)
 	fill(t, pool, 2500)
 	expire(t, pool)
-	url := guardedServer(t, guarded(t, pool, 1000), time.Hour)
+	url := guardedServer(t, guarded(t, pool, 1000))
 	live := wantFirst(t, mustPost(t, url, "live"))
 	var mu sync.Mutex
 	var batches []int
