@@ -68,12 +68,13 @@ func consumeNaively(ctx context.Context) error {
 	return chargeStream(ctx, db, js)
 }
 
+// chargeStream is the naive consumer's work, until ctx is done.
 func chargeStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream) error {
 	consumer, err := naiveConsumer(ctx, js)
 	if err != nil {
 		return err
 	}
-	for {
+	for ctx.Err() == nil {
 		batch, err := consumer.Fetch(naiveBatch, jetstream.FetchMaxWait(time.Second))
 		if err != nil {
 			return fmt.Errorf("fetch: %w", err)
@@ -90,10 +91,8 @@ func chargeStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream)
 				return fmt.Errorf("acknowledge: %w", err)
 			}
 		}
-		if ctx.Err() != nil {
-			return nil
-		}
 	}
+	return nil
 }
 
 // naiveConsumer waits for the stream, which orders makes.
