@@ -25,7 +25,7 @@ func TestWithoutPowerOverProcessesAFaultSaysWhy(t *testing.T) {
 	}
 	for id, want := range map[string]bool{
 		"kill-billing": true, "kill-orders": true, "kill-relay": true, "killer": true, "pause-nats": true, "roll-back": true, "cut-postgres": true,
-		"duplicates": false, "poison": false, "lost-reply": false, "keys": false, "unique": false, "outbox": true,
+		"duplicates": true, "poison": false, "lost-reply": false, "keys": false, "unique": false, "outbox": true,
 	} {
 		if got, known := off[id]; !known || got != want {
 			t.Errorf("%s: off is %t, want %t", id, got, want)
