@@ -1,6 +1,7 @@
 package browser
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -103,7 +104,7 @@ func (v *visitor) shoot(name string, shot chromedp.Action[[]byte]) {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o644); err != nil {
+	if err := errors.Join(os.MkdirAll(dir, 0o755), os.WriteFile(filepath.Join(dir, name+".png"), picture, 0o644)); err != nil {
 		v.t.Fatal(err)
 	}
 }
