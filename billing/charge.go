@@ -85,6 +85,15 @@ func (c claim) declined(e oncebox.Event, why string) (claim, error) {
 
 // claim reads what e asks for. Its errors are permanent: a request that Postgres would not take is refused here.
 func (s *Service) claim(e oncebox.Event) (claim, error) {
+	c, err := asked(e)
+	if err == nil && c.req.Amount > s.cfg.ChargeLimit {
+		return c.declined(e, "the amount is above the limit")
+	}
+	return c, err
+}
+
+// asked is a claim that succeeds, whatever the limit.
+func asked(e oncebox.Event) (claim, error) {
 	req, err := inbox.Read[events.ChargeRequested](e)
 	if err != nil {
 		return claim{}, err
@@ -94,9 +103,6 @@ func (s *Service) claim(e oncebox.Event) (claim, error) {
 		return claim{}, err
 	}
 	c := claim{tenant: e.TenantID, id: uuid.MustParse(oncebox.DerivedID(e, Name, "charge", 0)), order: order, req: req, status: StatusSucceeded}
-	if req.Amount > s.cfg.ChargeLimit {
-		return c.declined(e, "the amount is above the limit")
-	}
 	c.answer, err = events.Answer(e, Name, events.ChargeSucceeded{OrderID: req.OrderID, ChargeID: c.id.String(), Amount: req.Amount, Currency: req.Currency})
 	return c, err
 }

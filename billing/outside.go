@@ -43,8 +43,12 @@ func (o *outside) prepare(ctx context.Context, tx pgx.Tx, e oncebox.Event) (ask 
 	switch e.Type {
 	case events.TypeChargeRequested:
 		c, err := o.s.claim(e)
-		if err != nil || c.status == StatusDeclined {
+		if err != nil {
 			return false, err
+		}
+		if c.status == StatusDeclined {
+			// A limit that was lowered since says nothing of what was begun before.
+			return begun(ctx, tx, e.TenantID, c)
 		}
 		return reserve(ctx, tx, e, c.id, c.order, c.req.CustomerID, c.req.Amount, c.req.Currency)
 	case events.TypeOrderCancelled:
@@ -62,6 +66,15 @@ func (o *outside) prepare(ctx context.Context, tx pgx.Tx, e oncebox.Event) (ask 
 		return r.status == StatusSucceeded && r.provider != "", err
 	}
 	return false, fmt.Errorf("%w: %.64q", inbox.ErrUnknownType, e.Type)
+}
+
+// begun says whether the charge is there, pending: then the provider may have been asked for it.
+func begun(ctx context.Context, tx pgx.Tx, tenantID string, c claim) (bool, error) {
+	r, err := rowOf(ctx, tx, tenantID, c.order)
+	if errors.Is(err, pgx.ErrNoRows) {
+		return false, nil
+	}
+	return r.status == StatusPending && r.id == c.id, err
 }
 
 // reserve writes the charge as pending, unless there is one of the order. It returns whether it is to be asked for.
@@ -179,10 +192,13 @@ func (o *outside) settle(ctx context.Context, tx pgx.Tx, e oncebox.Event, answer
 	switch {
 	case err != nil:
 		return err
-	case c.status == StatusDeclined: // by us
+	case answer == nil && c.status == StatusDeclined: // by us
 		return o.s.chargeAll(ctx, tx, []oncebox.Event{e})[0]
 	case answer == nil: // cancelled before it was asked for
 		return nil
+	}
+	if c, err = asked(e); err != nil { // the provider has had its say, also where the limit is lower by now
+		return err
 	}
 	var out outcome
 	if err := json.Unmarshal(answer, &out); err != nil {

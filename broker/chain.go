@@ -24,7 +24,7 @@ const (
 	maxBatchBytes = 1 << 20
 	// maxOpenBatches on their way at once keep the broker busy; a stream takes 50.
 	maxOpenBatches = 4
-	// ackEvery is how many singles share an acknowledgement: one that is stored at its sequence proves all before it.
+	// ackEvery is how many singles share an acknowledgement: one that is stored at its sequence proves the singles before it.
 	ackEvery = 64
 	// maxUnacked bounds the singles on their way, since a stream takes 10,000 into its queue and drops the rest.
 	maxUnacked = 4096

@@ -229,7 +229,7 @@ func checkRoles(s types.ServiceConfig, fault faultFunc) {
 	if looksOn(s) {
 		for _, database := range []string{"ORDERS", "BILLING", "NAIVE"} {
 			if v := s.Environment["DEMO_"+database+"_DATABASE_URL"]; v == nil || !strings.HasPrefix(*v, "postgres://demo@") {
-				fault("is not a mere reader of %s", strings.ToLower(database))
+				fault("does not go to %s by its own role", strings.ToLower(database))
 			}
 		}
 		for _, on := range []string{"orders", "billing"} {

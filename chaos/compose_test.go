@@ -103,7 +103,7 @@ func TestMistakesInTheComposeFileAreFound(t *testing.T) {
 		{"page on all addresses", `"127.0.0.1:${DEMO_PORT:-8070}:8070"`, `"8070:8070"`, "demo: port 8070 is published on every address"},
 		{"page before the services", "billing: { condition: service_healthy }", "billing: { condition: service_started }", "demo: does not wait until billing is healthy"},
 		{"page reads before it may", "demo-migrate: { condition: service_completed_successfully }", "", "demo: does not wait until demo-migrate is done"},
-		{"page with the owner's rights", "postgres://demo@postgres:5432/orders", "postgres://orders_owner@postgres:5432/orders", "demo: is not a mere reader"},
+		{"page with the owner's rights", "postgres://demo@postgres:5432/orders", "postgres://orders_owner@postgres:5432/orders", "demo: does not go to orders by its own role"},
 		{"no such file", "deploy/nats/nats.conf", "deploy/nats.conf", "config nats:"},
 	} {
 		t.Run(c.name, func(t *testing.T) {

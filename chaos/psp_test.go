@@ -171,6 +171,35 @@ func TestCancelledOrdersAreGivenBackAtTheProvider(t *testing.T) {
 	}
 }
 
+// Invariant: a limit that is lowered while the provider is in the middle of a charge strands no money: what was begun is settled.
+func TestALimitThatIsLoweredStrandsNoCharge(t *testing.T) {
+	t.Parallel()
+	p := startProvider(t, "--slow", "2", "--delay", "1m")
+	s := startSystem(t, nil, map[string]string{"PSP_URL": "http://" + p.addr, "PSP_TIMEOUT": "10s"})
+	const orders = 2
+	for i := range orders {
+		if a, err := s.orders.post(t.Context(), fmt.Sprint("order-", i), 4200); err != nil || a.status != http.StatusCreated {
+			t.Fatalf("POST answered %d: %s, %v", a.status, a.body, err)
+		}
+	}
+	p.hangs(t)
+	s.billing.kill(t)
+	s.billing.set(map[string]string{"CHARGE_LIMIT": "100"})
+	s.billing.start(t)
+	s.settle(t)
+	if n := one[int](t, s.orders.db, "SELECT count(*) FROM orders WHERE status = 'paid'"); n != orders {
+		t.Errorf("%d orders are paid, want %d", n, orders)
+	}
+	s.atProvider(t, p, "succeeded", orders)
+	if a, err := s.orders.post(t.Context(), "later", 4200); err != nil || a.status != http.StatusCreated {
+		t.Fatalf("POST answered %d: %s, %v", a.status, a.body, err)
+	}
+	s.settle(t)
+	if n := one[int](t, s.billing.db, "SELECT count(*) FROM charge WHERE status = 'declined'"); n != 1 {
+		t.Errorf("%d charges are declined, want the one that came later", n)
+	}
+}
+
 // Invariant: a charge request that died is asked for at the provider when it is retried, and not written into the ledger alone.
 func TestADeadChargeRequestIsAskedForAtTheProviderWhenItIsRetried(t *testing.T) {
 	t.Parallel()

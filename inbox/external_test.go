@@ -507,6 +507,16 @@ func TestARetryAsksOnlyForWhatWasNeverDone(t *testing.T) {
 	want(letters[0].N, true, 1, "dead", "worse")
 	answers = func(error) error { return nil }
 	want(letters[1].N, true, 0, "dead", inbox.ClassOutcomeUnknown)
+	refuses := o
+	refuses.Prepare = func(context.Context, pgx.Tx, oncebox.Event) (bool, error) {
+		return false, inbox.Permanent("not now", errors.New("by a setting"))
+	}
+	real := d
+	d, err = r.in.DeadOutside(refuses)
+	must(t, err)
+	want(letters[1].N, true, 0, "dead", "not now")
+	d = real
+	want(letters[1].N, true, 0, "dead", inbox.ClassOutcomeUnknown) // that nobody knows outlasts the class
 	r.wantEffects(0)
 	if n := r.count("oncebox.inbox WHERE state = 'dead'"); n != 2 {
 		t.Errorf("%d rows are dead", n)

@@ -32,7 +32,7 @@ func (d *DeadLetters) retryOutside(ctx context.Context, n int64) error {
 	}
 	answer, err := []byte(nil), i.refused
 	if err == nil && i.ask {
-		answer, err = x.ask(ctx, l, i, func(ctx context.Context) ([]byte, error) { return x.findOrCall(ctx, l, letter) })
+		answer, err = x.ask(ctx, l, i, func(ctx context.Context) ([]byte, error) { return x.findOrCall(ctx, l, letter, i) })
 	}
 	if known := !errors.Is(err, ErrUnknownType); err == nil || !known {
 		err = d.end(ctx, n, l, i, "done", func(ctx context.Context, tx pgx.Tx) error {
@@ -105,13 +105,18 @@ func (d *DeadLetters) claim(ctx context.Context, n int64) (letter Letter, l *del
 // unknown says that the effect may have been made, and that nobody may ask for it.
 func (l Letter) unknown() bool { return l.Class == classCrashed || l.Class == ClassOutcomeUnknown }
 
-func (x *external) findOrCall(ctx context.Context, l *delivery, letter Letter) (answer []byte, err error) {
+// findOrCall goes by the intent's crashes, not by the letter's class, which a retry that failed otherwise has changed since.
+func (x *external) findOrCall(ctx context.Context, l *delivery, letter Letter, i intent) (answer []byte, err error) {
 	answer, found, err := x.Find(ctx, l.event)
 	switch {
 	case err != nil || found:
 		return answer, err
-	case letter.unknown():
-		return nil, Permanent(letter.Class, fmt.Errorf("inbox: it is still not found, %s after it died", time.Since(letter.FirstSeen).Round(time.Second)))
+	case i.crashes >= x.in.cfg.MaxCrashes:
+		class := letter.Class
+		if !letter.unknown() {
+			class = ClassOutcomeUnknown
+		}
+		return nil, Permanent(class, fmt.Errorf("inbox: it is still not found, %s after it died", time.Since(letter.FirstSeen).Round(time.Second)))
 	}
 	return x.call(ctx, l)
 }

@@ -113,6 +113,10 @@ func (s *storm) run() {
 		s.underway(1 + stormEvents/len(faults))
 		fault()
 	}
+	// A crash took what was committed without waiting for the disk, a failover what the standby lacked.
+	if short := stormEvents - len(s.truth()); short > 0 {
+		s.underway(short + 1)
+	}
 	s.end()
 	writing.Wait()
 	for _, p := range s.relays {
@@ -192,7 +196,7 @@ func (s *storm) query(what string, into any, sql string, args ...any) {
 func (s *storm) judge(last stormRelay) {
 	t, ctx := s.t, context.Background()
 	want := s.truth()
-	if len(want) < stormEvents && !s.w.failsOver {
+	if len(want) < stormEvents {
 		t.Errorf("%d events were committed, fewer than %d", len(want), stormEvents)
 	}
 	s.w.total.add("events", len(want))

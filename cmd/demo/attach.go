@@ -95,11 +95,14 @@ func (a *attachment) serve(ctx context.Context, s *stack) error {
 		return err
 	}
 	s.onStop(func(context.Context) error { return os.RemoveAll(s.dir) })
-	for url, pool := range map[string]**pgxpool.Pool{a.OrdersDatabase: &s.ordersDB, a.BillingDatabase: &s.billingDB, a.NaiveDatabase: &s.naives} {
-		if *pool, err = a.open(ctx, url); err != nil {
+	for _, db := range []struct {
+		url  string
+		pool **pgxpool.Pool
+	}{{a.OrdersDatabase, &s.ordersDB}, {a.BillingDatabase, &s.billingDB}, {a.NaiveDatabase, &s.naives}} {
+		if *db.pool, err = a.open(ctx, db.url); err != nil {
 			return err
 		}
-		s.onStop(func(context.Context) error { (*pool).Close(); return nil })
+		s.onStop(func(context.Context) error { (*db.pool).Close(); return nil })
 	}
 	if _, err := s.naives.Exec(ctx, strings.Replace(naiveTable, "CREATE TABLE", "CREATE TABLE IF NOT EXISTS", 1)); err != nil {
 		return fmt.Errorf("the naive ledger: %w", err)
@@ -150,7 +153,8 @@ func (a *attachment) open(ctx context.Context, url string) (*pgxpool.Pool, error
 	cfg.ConnConfig.RuntimeParams["application_name"] = page.Application
 	if a.DatabasePassword != "" {
 		cfg.BeforeConnect = func(_ context.Context, c *pgx.ConnConfig) error {
-			c.Password, err = contents(a.DatabasePassword)
+			password, err := contents(a.DatabasePassword)
+			c.Password = password
 			return err
 		}
 	}

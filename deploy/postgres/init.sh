@@ -1,7 +1,7 @@
 #!/bin/sh
 # Runs once, when the volume is empty: for each service a database and three roles. The owner migrates and does nothing else; the
 # app serves and the relay relays, with the rights that the migration gives them (migrations/grants). No role can connect to
-# another service's database. The passwords are in files, one for each role.
+# another service's database (the profile demo adds one that reads both). The passwords are in files, one for each role.
 set -eu
 export SECRETS="${SECRETS:-/run/secrets}"
 psql --no-psqlrc --set ON_ERROR_STOP=1 --username "${POSTGRES_USER:-postgres}" --dbname postgres <<'SQL'
