@@ -511,11 +511,11 @@ func TestARetryAsksOnlyForWhatWasNeverDone(t *testing.T) {
 	refuses.Prepare = func(context.Context, pgx.Tx, oncebox.Event) (bool, error) {
 		return false, inbox.Permanent("not now", errors.New("by a setting"))
 	}
-	real := d
+	asks := d
 	d, err = r.in.DeadOutside(refuses)
 	must(t, err)
 	want(letters[1].N, true, 0, "dead", "not now")
-	d = real
+	d = asks
 	want(letters[1].N, true, 0, "dead", inbox.ClassOutcomeUnknown) // that nobody knows outlasts the class
 	r.wantEffects(0)
 	if n := r.count("oncebox.inbox WHERE state = 'dead'"); n != 2 {
