@@ -542,7 +542,8 @@ func TestALetterIsNotDroppedUnderItsRetry(t *testing.T) {
 	o.Lease = time.Minute
 	h, err := r.in.External(o)
 	must(t, err)
-	must(t, h(event("a").Message()))
+	e := event("a")
+	must(t, h(e.Message()))
 	begun, die := make(chan struct{}), make(chan struct{})
 	hangs := o
 	hangs.Call = func(context.Context, oncebox.Event, string) ([]byte, error) {
@@ -566,7 +567,12 @@ func TestALetterIsNotDroppedUnderItsRetry(t *testing.T) {
 	}
 	_, err = r.pool.Exec(t.Context(), "UPDATE oncebox.inbox SET owner = gen_random_uuid(), lease_until = clock_timestamp()") // so that the dead is not heard
 	must(t, err)
+	if err := h(again(e, 2)); err == nil {
+		t.Error("its message, which came again, took the letter's attempt over")
+	}
+	r.wantEffects(0)
 	must(t, d.Retry(t.Context(), n))
+	must(t, h(again(e, 3)))
 	r.wantEffects(1)
 	close(die)
 	if <-ended == nil {

@@ -28,17 +28,18 @@ type intentStatements struct{ claim, claimDead, rest, release, end string }
 func newIntentStatements(schema string) intentStatements {
 	// What a process leaves open and comes back to has not crashed: it could not write, in an outage, that it had ended.
 	const crashes = `i.crashes + CASE WHEN i.state = 'intent' AND substring(uuid_send(i.owner) FOR 8) <> substring(uuid_send($7) FOR 8) THEN 1 ELSE 0 END`
-	table := pgx.Identifier{schema, "inbox"}.Sanitize()
+	table, letters := pgx.Identifier{schema, "inbox"}.Sanitize(), pgx.Identifier{schema, "dead_letter"}.Sanitize()
 	return intentStatements{
-		// The clock is the database's own: one for all processes. A row in state 'intent' whose lease is over is taken over. Unless
-		// $9, the attempt of one that has crashed does not begin: it has no owner, and no lease.
+		// The clock is the database's own: one for all processes. A row in state 'intent' whose lease is over is taken over, unless it
+		// is of a dead letter's retry that died: that is for the next retry, which looks before it asks. Unless $9, the attempt of one that has crashed does not begin: it has no owner, and no lease.
 		claim: `INSERT INTO ` + table + ` AS i (consumer, source, id, tenant_id, seq, digest, state, owner, lease_until)
 			VALUES ($1, $2, $3, $4, $5, $6, 'intent', $7, clock_timestamp() + $8)
 			ON CONFLICT (consumer, source, id) DO UPDATE SET state = 'intent', crashes = ` + crashes + `,
 				owner = CASE WHEN $9 OR ` + crashes + ` = 0 THEN EXCLUDED.owner END,
 				lease_until = CASE WHEN $9 OR ` + crashes + ` = 0 THEN EXCLUDED.lease_until ELSE clock_timestamp() END,
 				at = CASE WHEN i.state = 'intent' THEN i.at ELSE EXCLUDED.at END
-			WHERE i.digest = EXCLUDED.digest AND (i.state = 'started' OR i.state = 'intent' AND i.lease_until <= clock_timestamp())
+			WHERE i.digest = EXCLUDED.digest AND (i.state = 'started' OR i.state = 'intent' AND i.lease_until <= clock_timestamp()
+				AND NOT EXISTS (SELECT FROM ` + letters + ` AS l WHERE l.consumer = $1 AND l.source = $2 AND l.id = $3 AND l.state = 'dead'))
 			RETURNING crashes, clock_timestamp() - at`,
 		// The same for the retry of a dead letter, whose message no broker brings any more. The age of what may have been asked for
 		// is not known; $9 crashes say that it must not be asked for.
