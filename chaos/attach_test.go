@@ -13,6 +13,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/jackc/pgx/v5"
+
 	"github.com/oncebox/oncebox/internal/devstack"
 	"github.com/oncebox/oncebox/internal/stacktest"
 )
@@ -41,6 +43,25 @@ func TestThePageBesideDeployedServices(t *testing.T) {
 	if charges != 10 {
 		t.Errorf("%d charges", charges)
 	}
+	// A naive consumer that cannot write ends nothing but its own attempt.
+	naive, err := pgx.Connect(t.Context(), s.url("demo", "demo"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer naive.Close(context.WithoutCancel(t.Context()))
+	alter := func(what string) {
+		t.Helper()
+		if _, err := naive.Exec(t.Context(), "ALTER TABLE naive_charge "+what); err != nil {
+			t.Fatal(err)
+		}
+	}
+	alter("ADD CONSTRAINT not_now CHECK (false) NOT VALID")
+	page.post(t, "pay", `{"count":1}`)
+	page.until(t, "an 11th charge, and none by the naive consumer", func(p shownPage) bool { return p.Sums.Paid == 11 && p.Sums.Naive == 10 })
+	page.said(t, "the naive consumer begins again")
+	alter("DROP CONSTRAINT not_now")
+	page.until(t, "its charge too, and those again that it had not acknowledged", func(p shownPage) bool { return p.Sums.Naive >= 11 })
+
 	page.post(t, "faults/poison", "")
 	page.until(t, "a dead letter", func(p shownPage) bool {
 		return p.Letters == 1 && slices.ContainsFunc(p.Outcomes, func(o outcome) bool { return o.Of == "poison" && o.State == "ok" })
@@ -72,7 +93,7 @@ func TestThePageBesideDeployedServices(t *testing.T) {
 }
 
 // An attachedPage is where the demo's page is served.
-type attachedPage struct{ url string }
+type attachedPage struct{ url, log string }
 
 // attach starts the page as docker-compose.yml does.
 func (d deployment) attach(t *testing.T) attachedPage {
@@ -104,7 +125,7 @@ func (d deployment) attach(t *testing.T) attachedPage {
 		}
 		log.Close()
 	})
-	page := attachedPage{"http://" + addr + "/"}
+	page := attachedPage{"http://" + addr + "/", log.Name()}
 	stacktest.Eventually(t, patience, "the page serves", func() (bool, error) {
 		health := exec.CommandContext(t.Context(), filepath.Join(bin, "demo"), "health")
 		health.Env = env
@@ -113,9 +134,10 @@ func (d deployment) attach(t *testing.T) attachedPage {
 	return page
 }
 
-func (p attachedPage) send(t *testing.T, path, body string) (int, string) {
+// ask returns an answer whose body is the caller's to close.
+func (p attachedPage) ask(ctx context.Context, t *testing.T, method, path, body string) *http.Response {
 	t.Helper()
-	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, p.url+"api/"+path, strings.NewReader(body))
+	req, err := http.NewRequestWithContext(ctx, method, p.url+"api/"+path, strings.NewReader(body))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -123,6 +145,21 @@ func (p attachedPage) send(t *testing.T, path, body string) (int, string) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return res
+}
+
+// said waits until the page's log has text.
+func (p attachedPage) said(t *testing.T, text string) {
+	t.Helper()
+	stacktest.Eventually(t, patience, "the page says: "+text, func() (bool, error) {
+		log, err := os.ReadFile(p.log)
+		return strings.Contains(string(log), text), err
+	})
+}
+
+func (p attachedPage) send(t *testing.T, path, body string) (int, string) {
+	t.Helper()
+	res := p.ask(t.Context(), t, http.MethodPost, path, body)
 	defer res.Body.Close()
 	text, err := io.ReadAll(res.Body)
 	if err != nil {
@@ -156,14 +193,7 @@ func (p attachedPage) until(t *testing.T, what string, so func(shownPage) bool) 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.url+"api/events", nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	res, err := http.DefaultClient.Do(req)
-	if err != nil {
-		t.Fatal(err)
-	}
+	res := p.ask(ctx, t, http.MethodGet, "events", "")
 	defer res.Body.Close()
 	for lines := bufio.NewScanner(res.Body); lines.Scan(); {
 		data, ok := strings.CutPrefix(lines.Text(), "data: ")

@@ -134,14 +134,18 @@ func (a *attachment) serve(ctx context.Context, s *stack) error {
 		return errors.Join(err, listener.Close())
 	}
 	fmt.Printf("Break it yourself: http://%s/\n", a.Address)
-	err = guarded(func() error { return chargeStream(ctx, s.naives, s.js) })()
-	if ctx.Err() != nil {
-		if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
-			return cause
+	// Where a fault ends the naive consumer, it begins again, as its process does in make demo, and the page stays.
+	for ctx.Err() == nil {
+		err := guarded(func() error { return chargeStream(ctx, s.naives, s.js) })()
+		if err != nil && ctx.Err() == nil {
+			fmt.Fprintln(os.Stderr, "demo attach: the naive consumer begins again in a second:", err)
+			_ = pause(ctx, time.Second) // the loop looks at ctx
 		}
-		return nil
 	}
-	return err
+	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {
+		return cause
+	}
+	return nil
 }
 
 // open connects as the page's role.
