@@ -80,6 +80,8 @@ func TestAMessageThatHasCrashedRunsInNoCompany(t *testing.T) {
 			}
 		})
 	}
+	ended := sync.OnceFunc(func() { close(stop); others.Wait() })
+	defer ended()
 	for range 10 {
 		e := event("passing")
 		if r.in.One(play)(again(e, 2)) == nil {
@@ -94,8 +96,7 @@ func TestAMessageThatHasCrashedRunsInNoCompany(t *testing.T) {
 			return effect(ctx, tx, e)
 		})(again(e, 3)))
 	}
-	close(stop)
-	others.Wait()
+	ended()
 	r.wantEffects(10)
 }
 

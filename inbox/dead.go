@@ -61,7 +61,7 @@ var (
 )
 
 // DeadLetters are a consumer's messages that could not be handled. Its methods are safe for concurrent use, by any number of
-// processes: a letter's row is the lock and the state of what is done with it.
+// processes: a letter's row is the state of what is done with it, and the lock; of [Inbox.DeadOutside] the lock is a lease.
 type DeadLetters struct {
 	in      *Inbox
 	retry   func(ctx context.Context, n int64) error
@@ -117,9 +117,9 @@ func (d *DeadLetters) List(ctx context.Context, f Filter, limit int) ([]Letter, 
 	return letters, nil
 }
 
-// Retry runs the handler for letter n as if its message had come again, and marks the letter retried, in one transaction. An
-// error of the handler is returned and leaves the letter dead: with the new class and reason if it is permanent. Others:
-// [ErrNotDead], [ErrHasEffect], [ErrBehind], [oncebox.ErrInvalid] for a message that is no event.
+// Retry runs the handler for letter n as if its message had come again, and marks the letter retried, in one transaction;
+// [Inbox.DeadOutside] says how it is done there. An error of the handler is returned and leaves the letter dead: with the new class
+// and reason if it is permanent. Others: [ErrNotDead], [ErrHasEffect], [ErrBehind], [oncebox.ErrInvalid] for a message that is no event.
 func (d *DeadLetters) Retry(ctx context.Context, n int64) error {
 	if err := d.retry(ctx, n); err != nil {
 		return fmt.Errorf("retry dead letter %d: %w", n, err)

@@ -26,6 +26,27 @@ func dead(t *testing.T, d *inbox.DeadLetters, f inbox.Filter) []inbox.Letter {
 	return letters
 }
 
+// atOnce runs do n times at once and counts how it went; other errors than that a letter is not dead fail the test.
+func atOnce(t *testing.T, n int, do func(i int) error) (ok, refused int32) {
+	t.Helper()
+	var done, not atomic.Int32
+	var wg sync.WaitGroup
+	for i := range n {
+		wg.Go(func() {
+			switch err := do(i); {
+			case err == nil:
+				done.Add(1)
+			case errors.Is(err, inbox.ErrNotDead):
+				not.Add(1)
+			default:
+				t.Error(err)
+			}
+		})
+	}
+	wg.Wait()
+	return done.Load(), not.Load()
+}
+
 func TestALetterIsRetriedOnceHoweverManyTry(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
@@ -43,27 +64,15 @@ func TestALetterIsRetriedOnceHoweverManyTry(t *testing.T) {
 	if len(letters) != 1 || letters[0].Class != "refused" || string(letters[0].Payload) != "refused" || letters[0].Attempts != 1 {
 		t.Fatalf("got %+v", letters)
 	}
-	var ok, refused atomic.Int32
-	var wg sync.WaitGroup
-	for i := range 16 {
-		wg.Go(func() {
-			err := d.Retry(context.Background(), letters[0].N)
-			if i%4 == 0 && errors.Is(err, inbox.ErrNotDead) {
-				err = d.Drop(context.Background(), letters[0].N)
-			}
-			switch {
-			case err == nil:
-				ok.Add(1)
-			case errors.Is(err, inbox.ErrNotDead):
-				refused.Add(1)
-			default:
-				t.Error(err)
-			}
-		})
-	}
-	wg.Wait()
-	if ok.Load() != 1 || refused.Load() != 15 || runs.Load() != 1 {
-		t.Errorf("%d succeeded, %d were refused, the handler ran %d times", ok.Load(), refused.Load(), runs.Load())
+	ok, refused := atOnce(t, 16, func(i int) error {
+		err := d.Retry(context.Background(), letters[0].N)
+		if i%4 == 0 && errors.Is(err, inbox.ErrNotDead) {
+			err = d.Drop(context.Background(), letters[0].N)
+		}
+		return err
+	})
+	if ok != 1 || refused != 15 || runs.Load() != 1 {
+		t.Errorf("%d succeeded, %d were refused, the handler ran %d times", ok, refused, runs.Load())
 	}
 	r.wantEffects(1)
 	want, err := oncebox.Decode(e.Message())

@@ -17,9 +17,9 @@ const prunePages = 1024
 const clockSlack = time.Minute
 
 // Prune forgets messages that were handled longer ago than [Config.Retention], but none that may still come: nothing that was
-// handled after [Config.Horizon], nor in the minute before it, since clocks differ. It returns since when the inbox has a row for everything that the consumer handled; that
-// time is written before anything is deleted, and never goes back, so that a producer who asks by [Inbox.CompleteSince] is
-// never told of rows that are gone.
+// handled after [Config.Horizon], nor in the minute before it, since clocks differ. It returns since when the inbox has a row for
+// everything that the consumer handled; that time is written before anything is deleted, and never goes back, so that a producer
+// who asks by [Inbox.CompleteSince] is never told of rows that are gone.
 //
 // It walks the table in short transactions, each over some megabytes, and waits for no lock. Dead letters stay, and so do
 // messages that are not done. Call it now and then, in any number of processes; an hour is often enough.
