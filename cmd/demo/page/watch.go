@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -12,7 +13,7 @@ import (
 	"github.com/oncebox/oncebox/events"
 )
 
-// maxPassed is how many messages the page remembers for the journeys: those of five bursts of a thousand orders, in some MiB.
+// maxPassed is how many messages the page remembers for the journeys: those of five bursts of a thousand orders, in some 2 MiB.
 const maxPassed = 10_000
 
 // A passage is where an event stands in its stream.
@@ -30,7 +31,7 @@ type passages struct {
 }
 
 func newPassages() *passages {
-	return &passages{of: map[string]passage{}, ids: make([]string, maxPassed)}
+	return &passages{of: make(map[string]passage, maxPassed), ids: make([]string, maxPassed)}
 }
 
 // note remembers a message, or that it is a copy of one.
@@ -77,7 +78,7 @@ func (p *Page) saw(stream string, m jetstream.Msg) {
 	if err != nil {
 		return // no message of a stream
 	}
-	id := m.Headers().Get(oncebox.HeaderID)
+	id := strings.Clone(m.Headers().Get(oncebox.HeaderID)) // it is kept, and the message's other headers are not
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.passed.note(id, info.Sequence.Stream, info.Timestamp)
