@@ -20,34 +20,28 @@ type shownRow struct {
 }
 
 // readRows scrolls through the table, which has only those rows in the document that can be seen, and reads them all.
-const readRows = `(() => {
-	globalThis.read = null;
+const readRows = `(async () => {
 	const view = document.getElementById("intents"), seen = new Map();
 	const frames = () => new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)));
 	const row = (r) => ({ intent: Number(r.id.slice("intent-".length)), index: Number(r.getAttribute("aria-rowindex")), text: r.textContent,
 		result: r.cells[4].textContent, good: r.cells[4].className === "good", tries: [...r.querySelectorAll(".try")].map((t) => t.textContent),
 		lost: r.querySelectorAll(".try.lost").length,
 		overflow: [r, ...r.cells].filter((c) => c.offsetTop + c.scrollHeight > r.clientHeight + (c === r ? c.offsetTop : 0)).map((c) => c.textContent).join("; ") });
-	(async () => {
-		for (let y = 0; ; y += view.clientHeight) {
-			view.scrollTop = y;
-			await frames();
-			for (const r of document.querySelectorAll("#rows tr")) seen.set(r.id, row(r));
-			if (y + view.clientHeight >= view.scrollHeight) break;
-		}
-		view.scrollTop = 0;
+	for (let y = 0; ; y += view.clientHeight) {
+		view.scrollTop = y;
 		await frames();
-		globalThis.read = [...seen.values()];
-	})();
-	return true;
+		for (const r of document.querySelectorAll("#rows tr")) seen.set(r.id, row(r));
+		if (y + view.clientHeight >= view.scrollHeight) break;
+	}
+	view.scrollTop = 0;
+	await frames();
+	return [...seen.values()];
 })()`
 
 // rows are all rows of the table, the newest first. Each has to fit into its place.
 func (v *visitor) rows() []shownRow {
 	v.t.Helper()
-	v.until(readRows)
-	v.until("read !== null")
-	rows, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]shownRow]("read"))
+	rows, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]shownRow](readRows, chromedp.EvalAwaitPromise))
 	if err != nil {
 		v.t.Fatal(err)
 	}
@@ -81,7 +75,8 @@ func TestOnlyRowsThatCanBeSeenAreInTheDocument(t *testing.T) {
 			(document.getElementById("intents").scrollIntoView(), document.getElementById("intents").getBoundingClientRect()))`, inDocument))
 	}
 	v.until("(document.getElementById('intents').scrollTop = 1500, true)")
-	const read = `((r) => r && r.id + " " + r.getBoundingClientRect().top)([...` + inDocument + `].find((r) => r.getBoundingClientRect().top > document.getElementById("intents").getBoundingClientRect().top + 60))`
+	const read = `((top) => [...` + inDocument + `].map((r) => [r.id, r.getBoundingClientRect().top - top]).find(([, y]) => y > 60 && y < 400)?.join(" at "))(
+		document.getElementById("intents").getBoundingClientRect().top)`
 	v.until(read + " !== undefined && document.getElementById('intents').scrollTop === 1500")
 	before, err := chromedp.Run(v.ctx, chromedp.Evaluate[string](read))
 	if err != nil {

@@ -23,12 +23,9 @@ source.addEventListener("state", (e) => {
   state = JSON.parse(e.data);
   if (state.run !== run) clearRows();
   run = state.run;
+  showRows(state.rows);
   if (!drawing) requestAnimationFrame(draw);
   drawing = true;
-});
-source.addEventListener("rows", (e) => {
-  const { run: of, rows } = JSON.parse(e.data);
-  if (of === run) showRows(rows);
 });
 
 // draw shows the last state that came, once a frame at most.
