@@ -164,7 +164,7 @@ func charge(ctx context.Context, tx pgx.Tx, claims []claim) (map[uuid.UUID]bool,
 	var (
 		n                                                 = len(claims)
 		tenants, customers, currencies, statuses, reasons = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-		ids, orders                                       = make([]uuid.UUID, n), make([]uuid.UUID, n)
+		ids, orders                                       = make([][16]byte, n), make([][16]byte, n) // as pgx encodes it without a detour by text
 		amounts                                           = make([]int64, n)
 	)
 	for i, c := range claims {

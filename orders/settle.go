@@ -127,7 +127,7 @@ func settle(ctx context.Context, tx pgx.Tx, answers []answer, errs []error) erro
 	var (
 		n                                      = len(answers)
 		tenants, statuses, reasons, currencies = make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-		orders, charges                        = make([]uuid.UUID, n), make([]uuid.UUID, n)
+		orders, charges                        = make([][16]byte, n), make([][16]byte, n) // as pgx encodes it without a detour by text
 		versions, amounts                      = make([]int64, n), make([]int64, n)
 	)
 	for i, a := range answers {
