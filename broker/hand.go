@@ -13,6 +13,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // A holding is what is known of a message in hand.
@@ -159,7 +160,9 @@ func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int, store
 	var err error
 	select {
 	case <-wm.Acked():
-		err = m.Ack()
+		if err = crash.Before("broker-ack"); err == nil {
+			err = crash.After("broker-ack", m.Ack())
+		}
 		h.s.metrics.acked.Inc()
 		h.s.metrics.delay.Observe(time.Since(stored).Seconds())
 	case <-wm.Nacked():
