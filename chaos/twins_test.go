@@ -74,7 +74,7 @@ func TestTwoRollsOfEveryServiceUnderLoadFailNobodyAndRedeliverNothing(t *testing
 	}
 	s.settle(t)
 	for _, svc := range services {
-		if log, err := os.ReadFile(svc.log.Name()); err != nil || bytes.Contains(log, []byte("not all was")) {
+		if log, err := os.ReadFile(svc.log.Name()); err != nil || bytes.Contains(log, []byte("not all was finished")) {
 			t.Errorf("%s did not finish in time: %v", svc.addr, err)
 		}
 	}
