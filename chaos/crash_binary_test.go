@@ -103,14 +103,11 @@ func TestTheShippedBinariesHaveNoCrashPoints(t *testing.T) {
 			if err != nil {
 				t.Fatalf("nm of %s: %v", name, err)
 			}
-			if has := bytes.Contains(symbols, []byte("oncebox/internal/crash.")); has != tag {
-				t.Errorf("%s has symbols of internal/crash: %t, built with the tag: %t", path, has, tag)
-			}
 			binary, err := os.ReadFile(path)
 			if err != nil {
 				t.Fatal(err)
 			}
-			for _, operation := range slices.Concat(operations, []string{armed}) {
+			for _, operation := range slices.Concat(operations, []string{armed, "oncebox/internal/crash"}) {
 				has := bytes.Contains(binary, []byte(operation)) || bytes.Contains(symbols, []byte(operation))
 				if has && !tag {
 					t.Errorf("%s as shipped has %q in it", name, operation)
@@ -119,8 +116,8 @@ func TestTheShippedBinariesHaveNoCrashPoints(t *testing.T) {
 			}
 		}
 	}
-	for _, operation := range operations {
-		if !found[operation] {
+	for operation, has := range found {
+		if !has {
 			t.Errorf("%q is in no binary that is built with the tag", operation)
 		}
 	}
