@@ -37,7 +37,7 @@ func TestRelaysThatCrashAtAnyPointPublishEachEventOnce(t *testing.T) {
 	c.run(t, relayCrashes, c.judgeOnce)
 }
 
-// Billing handles its messages in groups by one statement, orders each by itself.
+// What comes for the first time is handled in a group, by one statement; what comes again, by itself.
 var inboxCrashes = []crash{
 	{operation: "inbox-begin", only: "after", on: onInboxes, by: byLoad(6)},
 	{operation: "inbox-commit", on: onInboxes, by: byLoad(6)},
