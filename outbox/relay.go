@@ -213,7 +213,7 @@ func (r *Relay) relay(ctx, work context.Context, progress func()) error {
 		progress()
 		switch {
 		case stopping && (!sent || r.cursor.newest > tick): // what comes behind that tick is for the next relay
-			return nil //nolint:nilerr // that ctx is done is no error here
+			return nil
 		case sent:
 			pause = r.cfg.MinPoll
 			continue

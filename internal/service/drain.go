@@ -18,7 +18,8 @@ const drainPoll = 5 * time.Millisecond
 func (l listener) stop(ctx context.Context) error {
 	err := l.socket.Close()
 	select {
-	case <-l.done: // all that there is has been accepted
+	case served := <-l.done: // all that there is has been accepted
+		err = errors.Join(err, served)
 	case <-ctx.Done():
 	}
 	poll := time.NewTicker(drainPoll)
