@@ -206,7 +206,7 @@ func byLoss(t testing.TB, c *crashed, _ []*service, arm func()) func() {
 	}
 }
 
-// byAge makes a slot of what was sent a fortnight old, and some orders that are young.
+// byAge makes what was sent thirteen days old, so that its slot is emptied, while there are younger orders.
 func byAge(t testing.TB, c *crashed, svcs []*service, arm func()) func() {
 	c.load(t, 6)()
 	c.settle(t)
@@ -214,5 +214,13 @@ func byAge(t testing.TB, c *crashed, svcs []*service, arm func()) func() {
 	for _, svc := range svcs {
 		svc.exec(t, "UPDATE oncebox.outbox SET slot = (slot + 3) % 16, time = time - interval '13 days' WHERE time > clock_timestamp() - interval '1 day'")
 	}
-	return c.load(t, 1)
+	wait := c.load(t, 1)
+	return func() {
+		wait()
+		for _, svc := range svcs {
+			stacktest.Eventually(t, patience, "the old slot of "+svc.name+" is empty", func() (bool, error) {
+				return one[bool](t, svc.db, "SELECT NOT EXISTS (SELECT FROM oncebox.outbox WHERE time < clock_timestamp() - interval '1 day')"), nil
+			})
+		}
+	}
 }

@@ -49,8 +49,7 @@ func (s *service) arm(t testing.TB, f fault) {
 // awaitFault returns when the service has failed as it was armed to. One that is killed is gone then.
 func (s *service) awaitFault(t testing.TB, f fault) {
 	t.Helper()
-	const longest = time.Minute + patience // a relay looks for old slots once a minute
-	stacktest.Eventually(t, longest, fmt.Sprintf("%s has passed %s", s.name, f), func() (bool, error) {
+	stacktest.Eventually(t, patience, fmt.Sprintf("%s has passed %s", s.name, f), func() (bool, error) {
 		_, err := os.Stat(s.process[armed])
 		if errors.Is(err, fs.ErrNotExist) {
 			return true, nil

@@ -45,7 +45,7 @@ type Parts struct {
 
 // Built is a service's own work.
 type Built struct {
-	Routes  func(huma.API)
+	Routes func(huma.API)
 	// Handler handles the messages in hand together.
 	Handler inbox.GroupHandler
 	// Keys are the policies of the operations that take an Idempotency-Key, by method.
