@@ -114,15 +114,11 @@ var (
 )
 
 // ledger is the statement for a kind of movement, which gives the customer sign times the amount.
-//
-// A connection plans the check of the foreign key once, for the table as it is then, and later reads all of a table that had a page
-// or two, for each row, until autovacuum has looked at it: 2 ms a row at 20,000 charges, and a tenth of the rate. So that plan is
-// made without sequential scans; the setting ends with the transaction.
 func ledger(kind, status string, sign int) string {
 	return fmt.Sprintf(`
 	INSERT INTO ledger (tenant_id, charge_id, kind, account, amount, currency)
 	SELECT c.tenant_id, c.id, '%s', a.account, a.sign * c.amount, c.currency
-	FROM c, set_config('enable_seqscan', 'off', true), LATERAL (VALUES ('customer:' || c.customer_id, %d), ('revenue', %d)) AS a (account, sign)
+	FROM c, LATERAL (VALUES ('customer:' || c.customer_id, %d), ('revenue', %d)) AS a (account, sign)
 	WHERE c.status = '%s'`, kind, sign, -sign, status)
 }
 

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -59,4 +60,14 @@ func repeated(data []byte) (name string, is bool) {
 }
 
 // fold makes one of the spellings that encoding/json takes for the same name, as of K, k and the Kelvin sign.
-func fold(name string) string { return strings.ToUpper(strings.ToLower(name)) }
+func fold(name string) string {
+	return strings.Map(func(r rune) rune {
+		for {
+			next := unicode.SimpleFold(r)
+			if next <= r { // the least of those that are the same
+				return next
+			}
+			r = next
+		}
+	}, name)
+}

@@ -12,16 +12,7 @@ import (
 	"github.com/oncebox/oncebox/inbox"
 )
 
-// Handler settles billing's answers.
-func (s *Service) Handler() inbox.Handler {
-	settle := s.GroupHandler()
-	return func(ctx context.Context, tx pgx.Tx, e oncebox.Event) error {
-		return settle(ctx, tx, []oncebox.Event{e})[0]
-	}
-}
-
-// GroupHandler does what Handler does, for many answers at once: those to different orders that stand side by side are settled by one
-// statement.
+// GroupHandler settles billing's answers: those to different orders that stand side by side by one statement.
 func (*Service) GroupHandler() inbox.GroupHandler {
 	return func(ctx context.Context, tx pgx.Tx, es []oncebox.Event) []error {
 		errs := make([]error, len(es))
@@ -116,13 +107,9 @@ func distinct(answers []answer) int {
 	return len(answers)
 }
 
-// planned has Postgres plan the statement anew each time, for the table as it then is: a plan that was made and kept while there were
-// few orders reads all of them later.
-const planned = pgx.QueryExecModeCacheDescribe
-
 // settle takes what billing says of versions of orders, each of another order, unless it has spoken of those or of later ones. An
 // answer about another amount than the order's settles nothing: it is for people to look at. The orders are locked in the order of
-// their ids, so that no two groups wait for each other.
+// their ids, so that two such statements do not wait for each other.
 func settle(ctx context.Context, tx pgx.Tx, answers []answer, errs []error) error {
 	var (
 		n                                      = len(answers)
@@ -147,7 +134,7 @@ func settle(ctx context.Context, tx pgx.Tx, answers []answer, errs []error) erro
 			FROM o WHERE orders.tenant_id = o.tenant_id AND orders.id = o.id
 				AND o.settled_version < o.answered AND o.version >= o.answered AND o.same)
 		SELECT tenant_id, id, version, same FROM o`,
-		planned, tenants, orders, statuses, charges, reasons, versions, amounts, currencies)
+		tenants, orders, statuses, charges, reasons, versions, amounts, currencies)
 	if err != nil {
 		return err
 	}

@@ -61,7 +61,7 @@ func (a *assembly) connect(ctx context.Context, b Broker) error {
 			return err
 		}
 	}
-	a.pool, err = connect(ctx, a.DatabaseURL, a.MaxConns, a.timeouts(), a.log, password(a.PasswordFile), a.traces.queries, idempotency.TunePool)
+	a.pool, err = connect(ctx, a.DatabaseURL, a.MaxConns, a.serving(), a.log, password(a.PasswordFile), a.traces.queries, idempotency.TunePool)
 	if err != nil {
 		return err
 	}
