@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncebox/oncebox/idempotency"
+	"github.com/oncebox/oncebox/internal/crash"
 	"github.com/oncebox/oncebox/internal/service"
 )
 
@@ -83,7 +84,13 @@ func (s *Service) postCharge(ctx context.Context, in *directInput) (*directOutpu
 		err = charge(tx)
 	} else {
 		// READ COMMITTED whatever the database's default: the charge that a conflict is with may have been committed since.
-		err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, charge)
+		err = pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+			if err := charge(tx); err != nil {
+				return err
+			}
+			return crash.Before("billing-commit")
+		})
+		err = crash.After("billing-commit", err)
 	}
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"github.com/nats-io/nuid"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 const (
@@ -207,8 +208,8 @@ func (c *chain) ask(u unit) {
 }
 
 func (c *chain) publish() error {
-	if err := c.nc.PublishMsg(&c.msg); err != nil {
-		c.err = err
+	if c.err = crash.Before("broker-publish"); c.err == nil {
+		c.err = crash.After("broker-publish", c.nc.PublishMsg(&c.msg))
 	}
 	return c.err
 }
@@ -282,7 +283,10 @@ func (c *chain) take(m *nats.Msg) {
 	if err != nil {
 		return // nobody of ours
 	}
-	if err := checkAck(m, c.stream, expected); err != nil {
+	if err = crash.Before("broker-acked"); err == nil {
+		err = checkAck(m, c.stream, expected)
+	}
+	if err != nil {
 		if c.err == nil {
 			c.err = err
 		}
@@ -301,6 +305,7 @@ func (c *chain) take(m *nats.Msg) {
 		c.bytes -= c.open[0].bytes
 		c.open = c.open[1:]
 	}
+	c.err = crash.After("broker-acked", c.err)
 }
 
 // checkAck says whether m acknowledges that what ends at sequence expected is stored there.

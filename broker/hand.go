@@ -14,6 +14,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // A holding is what is known of a message in hand.
@@ -164,7 +165,10 @@ func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int) (acke
 	var err error
 	select {
 	case <-wm.Acked():
-		err, acked = m.Ack(), true
+		acked = true
+		if err = crash.Before("broker-ack"); err == nil {
+			err = crash.After("broker-ack", m.Ack())
+		}
 		h.s.metrics.acked.Inc()
 	case <-wm.Nacked():
 		err = m.NakWithDelay(h.s.backoff(delivered))

@@ -28,6 +28,7 @@ func TestAWrongSettingIsOneLineThatNamesItsVariable(t *testing.T) {
 		{name: "LANES", value: "0"},
 		{name: "LEASE", value: "5"},
 		{name: "LEASE", value: "-5s"},
+		{name: "RETAIN_EVERY", value: "0s"},
 		{name: "ACK_WAIT", value: "0s"},
 		{name: "LOCK_TIMEOUT", value: "1us"},
 		{name: "LOG_LEVEL", value: "loud"},

@@ -156,10 +156,20 @@ func (s *service) run(t testing.TB) (string, error) {
 // start returns when the service is ready.
 func (s *service) start(t testing.TB) {
 	t.Helper()
+	s.launch(t)
+	s.awaitReady(t)
+}
+
+func (s *service) launch(t testing.TB) {
+	t.Helper()
 	var err error
 	if s.proc, err = devstack.StartProcess(devstack.ProcessConfig{Path: s.binary, Env: s.environment(), Output: s.log}); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func (s *service) awaitReady(t testing.TB) {
+	t.Helper()
 	stacktest.Eventually(t, patience, s.name+" is ready", func() (bool, error) {
 		select {
 		case <-s.proc.Done():

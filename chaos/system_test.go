@@ -188,6 +188,20 @@ func (s *system) order(t testing.TB, key string) {
 	}
 }
 
+// accepted sends a request again and again until it is answered by 201.
+func accepted(ctx context.Context, send func() (answer, error)) error {
+	_, err := backoff.Retry(ctx, func() (answer, error) {
+		a, err := send()
+		if err == nil && a.status != http.StatusCreated {
+			if err = fmt.Errorf("POST answered %d: %s", a.status, a.body); a.status < 500 && a.status != http.StatusConflict { // in progress
+				err = backoff.Permanent(err)
+			}
+		}
+		return a, err
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(10*time.Millisecond)), backoff.WithMaxElapsedTime(patience))
+	return err
+}
+
 // clients make n orders, six at once, each with a key of its own that it is sent with again and again until it is accepted.
 // The function that clients returns waits for the last one.
 func (s *system) clients(t testing.TB, prefix string, n int) (wait func()) {
@@ -198,16 +212,7 @@ func (s *system) clients(t testing.TB, prefix string, n int) (wait func()) {
 		defer close(started)
 		for i := range n {
 			g.Go(func() error {
-				_, err := backoff.Retry(ctx, func() (answer, error) {
-					a, err := s.orders.post(ctx, fmt.Sprintf("%s-%d", prefix, i), int64(100+i))
-					if err == nil && a.status != http.StatusCreated {
-						if err = fmt.Errorf("POST answered %d: %s", a.status, a.body); a.status < 500 && a.status != http.StatusConflict { // in progress
-							err = backoff.Permanent(err)
-						}
-					}
-					return a, err
-				}, backoff.WithBackOff(backoff.NewConstantBackOff(10*time.Millisecond)), backoff.WithMaxElapsedTime(patience))
-				return err
+				return accepted(ctx, func() (answer, error) { return s.orders.post(ctx, fmt.Sprintf("%s-%d", prefix, i), int64(100+i)) })
 			})
 		}
 	}()

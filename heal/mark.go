@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // The sides of a book.
@@ -37,9 +39,12 @@ func (m Marks) Get(ctx context.Context, book, side string) (bucket int64, err er
 
 // Set moves a mark. It goes back as well: a comparison that began further back has found what was wrong there.
 func (m Marks) Set(ctx context.Context, book, side string, bucket int64) error {
+	if err := crash.Before("heal-mark"); err != nil {
+		return err
+	}
 	_, err := m.Pool.Exec(ctx, "INSERT INTO "+m.table()+` AS m (book, side, bucket) VALUES ($1, $2, $3)
 		ON CONFLICT (book, side) DO UPDATE SET bucket = EXCLUDED.bucket, at = clock_timestamp() WHERE m.bucket <> EXCLUDED.bucket`, book, side, bucket)
-	if err != nil {
+	if err = crash.After("heal-mark", err); err != nil {
 		return fmt.Errorf("heal: move the mark of %s: %w", book, err)
 	}
 	return nil

@@ -10,6 +10,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // PostgresConfig configures [Postgres].
@@ -194,7 +196,7 @@ func (p *Postgres) try(ctx context.Context, req Request) (*postgresAttempt, Outc
 		b.Queue("SELECT pg_try_advisory_xact_lock($1)", req.lockID()).QueryRow(func(row pgx.Row) error { return row.Scan(&locked) })
 	}
 	b.Queue(p.lookSQL, req.Tenant, req.Key[:], req.ends()).QueryRow(func(row pgx.Row) error { return row.Scan(found.columns(&past)...) })
-	if err := conn.SendBatch(ctx, b).Close(); err != nil {
+	if err := crash.After("idempotency-begin", conn.SendBatch(ctx, b).Close()); err != nil {
 		return nil, Outcome{}, err
 	}
 	live := found.live()

@@ -8,6 +8,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // A postgresAttempt is a transaction that holds the advisory lock of its request.
@@ -67,7 +69,10 @@ func (a *postgresAttempt) Complete(ctx context.Context, r Response) error {
 	b.Queue(a.store.insertSQL, a.req.Tenant, a.req.Key[:], a.req.Fingerprint[:], a.req.Principal, a.req.Method, a.req.Path,
 		r.Status, EncodeHeader(r.Header), body, r.Dropped, minted, a.req.Retention)
 	b.Queue("COMMIT")
-	err := a.conn.SendBatch(ctx, b).Close()
+	err := crash.Before("idempotency-commit")
+	if err == nil {
+		err = crash.After("idempotency-commit", a.conn.SendBatch(ctx, b).Close())
+	}
 	if err == nil {
 		return nil
 	}

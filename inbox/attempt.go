@@ -7,6 +7,8 @@ import (
 	"strconv"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // alone runs a delivery that was handed out before. A row says so before the handler starts, and that it ended is noted behind
@@ -65,7 +67,10 @@ func (in *Inbox) start(ctx context.Context, d *delivery, suspect bool) (started 
 				})
 				return err
 			})
-		err := in.pool.SendBatch(ctx, b).Close()
+		err := crash.Before("inbox-start")
+		if err == nil {
+			err = crash.After("inbox-start", in.pool.SendBatch(ctx, b).Close())
+		}
 		return outage(ctx, err, !answered(err))
 	})
 	if err != nil {

@@ -10,6 +10,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // Outside is an effect that is not in the database: a payment, a letter. No transaction holds it, so what makes it happen once
@@ -183,7 +184,11 @@ func (x *external) ask(ctx context.Context, d *delivery, i intent, f func(contex
 }
 
 func (x *external) call(ctx context.Context, d *delivery) ([]byte, error) {
-	return x.Call(ctx, d.event, oncebox.DerivedID(d.event, x.in.cfg.Consumer, "outside", 0))
+	if err := crash.Before("inbox-call"); err != nil {
+		return nil, err
+	}
+	answer, err := x.Call(ctx, d.event, oncebox.DerivedID(d.event, x.in.cfg.Consumer, "outside", 0))
+	return answer, crash.After("inbox-call", err)
 }
 
 func (x *external) callOrFind(ctx context.Context, d *delivery, i intent) (answer []byte, err error) {

@@ -10,6 +10,9 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // An outageError says that the database was away, whatever was asked of it.
@@ -28,9 +31,9 @@ func (in *Inbox) transact(ctx context.Context, f func(context.Context, pgx.Tx) e
 		return outage(ctx, fmt.Errorf("inbox: begin: %w", err), true)
 	}
 	tx, err := conn.BeginTx(ctx, in.sql.begin)
-	if err == nil {
+	if err = crash.After("inbox-begin", err); err == nil {
 		if err = f(ctx, tx); err == nil {
-			err = tx.Commit(ctx)
+			err = commit(ctx, conn, tx)
 		}
 	}
 	if hung, ok := errors.AsType[*hungError](err); ok {
@@ -47,6 +50,13 @@ func (in *Inbox) transact(ctx context.Context, f func(context.Context, pgx.Tx) e
 	closed := conn.Conn().IsClosed() && !errors.Is(err, context.DeadlineExceeded) && !errors.Is(err, context.Canceled)
 	conn.Release()
 	return outage(ctx, err, closed)
+}
+
+func commit(ctx context.Context, conn *pgxpool.Conn, tx pgx.Tx) error {
+	if err := crash.Before("inbox-commit"); err != nil {
+		return err
+	}
+	return crash.CutAfter("inbox-commit", tx.Commit(ctx), conn)
 }
 
 // outage marks err if the database was the reason: its connection broke, or it takes no work at this time.

@@ -26,6 +26,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/oncebox/oncebox/idempotency"
+	"github.com/oncebox/oncebox/internal/crash"
 	"github.com/oncebox/oncebox/internal/service"
 	"github.com/oncebox/oncebox/outbox"
 )
@@ -163,7 +164,13 @@ func (s *Service) inTx(ctx context.Context, f func(pgx.Tx) error) error {
 		return f(tx) // an error is answered by a status with which nothing of it is committed
 	}
 	// READ COMMITTED whatever the database's default: what madeBefore looks for may have been committed while create waited.
-	if err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, f); err != nil {
+	err := pgx.BeginTxFunc(ctx, s.pool, pgx.TxOptions{IsoLevel: pgx.ReadCommitted}, func(tx pgx.Tx) error {
+		if err := f(tx); err != nil {
+			return err
+		}
+		return crash.Before("orders-commit")
+	})
+	if err = crash.After("orders-commit", err); err != nil {
 		return err
 	}
 	s.wake()

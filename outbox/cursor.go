@@ -9,6 +9,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // errFenced says that another relay took the cursor over. What this one still does cannot be saved.
@@ -109,11 +111,14 @@ func (c *cursor) create(ctx context.Context, schema string) error {
 // acquire takes the lease, also one of our own that an error ended, under a new epoch. ok is false while another holds the lease.
 func (c *cursor) acquire(ctx context.Context) (pos position, created *time.Time, ok bool, err error) {
 	asked := time.Now()
+	if err := crash.Before("relay-acquire"); err != nil {
+		return position{}, nil, false, err
+	}
 	err = c.pool.QueryRow(ctx, c.acquireSQL, c.name, c.owner, c.lease, c.topics).Scan(&c.epoch, &pos.n, &pos.seq, &pos.stream, &created, &c.savedAt)
 	if errors.Is(err, pgx.ErrNoRows) {
 		return position{}, nil, false, nil
 	}
-	if err != nil {
+	if err = crash.After("relay-acquire", err); err != nil {
 		return position{}, nil, false, fmt.Errorf("acquire the lease: %w", err)
 	}
 	c.deadline = asked.Add(c.lease)
@@ -146,8 +151,11 @@ func (c *cursor) takeOver(ctx context.Context, pos position) (err error) {
 // tick appends the tick that ends the next round. stream is a position of the log that holds every round before it. A round of
 // all holds everything that the outbox has, and not only what the tick before does not see.
 func (c *cursor) tick(ctx context.Context, stream uint64, all bool) error {
+	if err := crash.Before("relay-tick"); err != nil {
+		return err
+	}
 	var at time.Time
-	err := c.pool.QueryRow(ctx, c.tickSQL, c.name, c.newest, c.epoch, stream, all, c.newestAt).Scan(&at)
+	err := crash.After("relay-tick", c.pool.QueryRow(ctx, c.tickSQL, c.name, c.newest, c.epoch, stream, all, c.newestAt).Scan(&at))
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = errFenced
 	}
@@ -180,15 +188,21 @@ func (c *cursor) saveArgs(pos position, created time.Time) []any {
 
 func (c *cursor) saved(ctx context.Context, sql string, args []any) error {
 	asked := time.Now()
-	var name string
-	err := c.pool.QueryRow(ctx, sql, args...).Scan(&name, &c.savedAt)
+	if err := crash.Before("relay-save"); err != nil {
+		return err
+	}
+	var (
+		name string
+		at   time.Time
+	)
+	err := crash.After("relay-save", c.pool.QueryRow(ctx, sql, args...).Scan(&name, &at))
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = errFenced
 	}
 	if err != nil {
 		return fmt.Errorf("save the cursor: %w", err)
 	}
-	c.deadline = asked.Add(c.lease)
+	c.savedAt, c.deadline = at, asked.Add(c.lease)
 	return nil
 }
 
@@ -198,10 +212,11 @@ func (c *cursor) held() bool { return time.Now().Before(c.deadline) }
 // release gives the lease up, if it is ours, so that a standby need not wait for its end. It goes by the holder: a relay that
 // is stopped while it acquires may hold an epoch that it never learned.
 func (c *cursor) release(ctx context.Context) error {
-	if _, err := c.pool.Exec(ctx, c.releaseSQL, c.name, c.owner); err != nil {
-		return fmt.Errorf("release the lease: %w", err)
+	if err := crash.Before("relay-release"); err != nil {
+		return err
 	}
-	return nil
+	_, err := c.pool.Exec(ctx, c.releaseSQL, c.name, c.owner)
+	return wrap("release the lease", crash.After("relay-release", err))
 }
 
 // rewind is the position from which on everything has to be sent again when the log ends at last. That is the newest tick that

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // parkedRows is what the active relay knows of its cursor's parked rows.
@@ -80,12 +81,15 @@ func (r *Relay) park(ctx context.Context, row *row, reason error) error {
 		r.pos.seq = row.Seq
 		return nil
 	}
+	if err := crash.Before("relay-park"); err != nil {
+		return err
+	}
 	err := r.cursor.saveWith(ctx, r.safe(), r.created, "INSERT INTO "+r.parkedTable()+` (cursor, seq, id, source, topic, key, version, tenant_id,
 			time, headers, payload, reason, waits)
 		SELECT saved.name, seq, id, source, topic, key, version, tenant_id, time, headers, payload, $13, $14
 		FROM saved, `+pgx.Identifier{r.cfg.Schema, "outbox"}.Sanitize()+" WHERE seq = $12 ON CONFLICT DO NOTHING",
 		row.Seq, reason.Error(), errors.Is(reason, errKeyWaits))
-	if err != nil {
+	if err = crash.After("relay-park", err); err != nil {
 		return fmt.Errorf("park row %d: %w", row.Seq, err)
 	}
 	r.pos.seq = row.Seq
@@ -189,9 +193,12 @@ func (r *Relay) sendParked(ctx context.Context, seq int64) (bool, error) {
 
 // finish notes the end of parked rows, under our epoch.
 func (r *Relay) finish(ctx context.Context, which, outcome string) error {
+	if err := crash.Before("relay-unpark"); err != nil {
+		return err
+	}
 	err := r.cursor.saveWith(ctx, r.safe(), r.created, "UPDATE "+r.parkedTable()+` SET outcome = $12, stream_seq = $13
 		FROM saved WHERE cursor = saved.name AND `+which, outcome, r.last)
-	return wrap("note that parked rows are "+outcome, err)
+	return wrap("note that parked rows are "+outcome, crash.After("relay-unpark", err))
 }
 
 // parkAgain has those parked rows sent once more that were retried and that a log which ends at last has lost.

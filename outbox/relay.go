@@ -205,18 +205,18 @@ func (r *Relay) relay(ctx, work context.Context, progress func()) error {
 		"read_back", len(r.stored))
 	pause := r.cfg.MinPoll
 	for {
-		stopping := ctx.Err() != nil // asked before the look: what is committed by now is found by it
+		stopping, tick := ctx.Err() != nil, r.cursor.newest // asked before the look: what is committed by now is found by it
 		sent, err := r.runOnce(work)
 		if err != nil {
 			return err
 		}
 		progress()
 		switch {
+		case stopping && (!sent || r.cursor.newest > tick): // what comes behind that tick is for the next relay
+			return nil
 		case sent:
 			pause = r.cfg.MinPoll
 			continue
-		case stopping:
-			return nil //nolint:nilerr // that ctx is done is no error here
 		}
 		if err := r.whileIdle(work); err != nil {
 			return err

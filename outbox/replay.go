@@ -9,6 +9,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // A Range says which events of the outbox are meant: those for which all that is set holds. At least one has to be.
@@ -73,12 +74,15 @@ func (r *Relay) Replay(ctx context.Context, which Range, o ReplayOptions) (Repor
 	defer pause.Stop()
 	for pos := which.FromSeq - 1; ; {
 		var n, first, last int64
+		if err := crash.Before("relay-replay"); err != nil {
+			return report, err
+		}
 		err := r.pool.QueryRow(ctx, `WITH chosen AS (SELECT * `+chosen+` ORDER BY seq LIMIT $7),
 			copies AS (INSERT INTO `+table+` (id, source, topic, key, version, tenant_id, time, headers, payload)
 				SELECT id, source, topic, key, version, tenant_id, time, headers || jsonb_build_object('`+oncebox.HeaderReplay+`', seq::text), payload
 				FROM chosen ORDER BY seq)
 			SELECT count(*), COALESCE(min(seq), 0), COALESCE(max(seq), 0) FROM chosen`, append(args(pos), step)...).Scan(&n, &first, &last)
-		if err != nil {
+		if err = crash.After("relay-replay", err); err != nil {
 			return report, fmt.Errorf("outbox: replay behind %d: %w", pos, err)
 		}
 		if n > 0 {

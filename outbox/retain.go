@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 const (
@@ -62,6 +64,9 @@ func (r *Relay) truncate(ctx context.Context, table string, done func(), unless 
 		inUse = "55P03" // lock_not_available
 		found = "OB001"
 	)
+	if err := crash.Before("relay-retain"); err != nil {
+		return err
+	}
 	conn, err := r.pool.Acquire(ctx)
 	if err != nil {
 		return fmt.Errorf("empty %s: %w", table, err)
@@ -77,6 +82,7 @@ func (r *Relay) truncate(ctx context.Context, table string, done func(), unless 
 		END $do$;
 		TRUNCATE `+table+`;
 		COMMIT`).Close()
+	err = crash.After("relay-retain", err)
 	var pg *pgconn.PgError
 	switch {
 	case errors.As(err, &pg) && (pg.Code == inUse || pg.Code == found):

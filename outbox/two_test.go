@@ -3,10 +3,13 @@ package outbox_test
 import (
 	"context"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/oncebox/oncebox"
 	"github.com/oncebox/oncebox/broker"
@@ -74,6 +77,49 @@ func TestARelayThatIsToldToStopIsGoneIn200Milliseconds(t *testing.T) {
 	}
 	r.commit(b)
 	r.eventuallyLogged(a, b)
+}
+
+// A stop sends what is committed by then. Others go on writing, in a rolling release, and that is for the next relay.
+func TestAStopDoesNotWaitForWhatOthersGoOnToWrite(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	relay := r.relay(func(c *outbox.RelayConfig) { c.DrainTimeout = time.Hour })
+	writing, end := context.WithCancel(context.Background())
+	defer end()
+	var committed atomic.Int64
+	g, ctx := errgroup.WithContext(writing)
+	for range 4 {
+		g.Go(func() error {
+			for ctx.Err() == nil {
+				err := pgx.BeginFunc(context.Background(), r.pool, func(tx pgx.Tx) error {
+					return r.writer.Add(context.Background(), tx, event("k", 1))
+				})
+				if err != nil {
+					return err
+				}
+				committed.Add(1)
+			}
+			return nil
+		})
+	}
+	stacktest.Eventually(t, 20*time.Second, "events are sent", func() (bool, error) { return r.logged() > 100, nil })
+	before := committed.Load()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		relay.stop()
+	}()
+	select {
+	case <-stopped:
+	case <-time.After(10 * time.Second):
+		t.Error("the relay still sends what came after the stop")
+	}
+	end()
+	must(t, g.Wait())
+	<-stopped
+	if n := r.logged(); int64(n) < before {
+		t.Errorf("of %d events that were committed before the stop %d are sent", before, n)
+	}
 }
 
 // The bytes of a relay that has lost its lease come late, singles as well as a batch: the broker itself refuses them.

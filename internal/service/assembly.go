@@ -97,7 +97,7 @@ func (a *assembly) makeOutbox(b Broker) error {
 		return err
 	}
 	a.relay, err = outbox.NewRelay(a.relayPool, a.traces.publishes(sink), outbox.RelayConfig{
-		Name: a.def.Name, Lease: a.Lease, DrainTimeout: share(a.StopTimeout, drainShare), Retention: a.OutboxRetention,
+		Name: a.def.Name, Lease: a.Lease, DrainTimeout: share(a.StopTimeout, drainShare), Retention: a.OutboxRetention, RetainEvery: a.RetainEvery,
 		Parked: outbox.KeyPolicy(a.ParkedKeys), AfterRestore: outbox.AfterRestore(a.AfterRestore), RequireDurable: b.RequireDurable,
 		Logger: a.log, Registerer: a.reg})
 	if err != nil {

@@ -16,6 +16,8 @@ import (
 // A listener is an HTTP server that runs.
 type listener struct {
 	server *http.Server
+	socket net.Listener
+	open   *atomic.Int64 // connections
 	addr   string
 	done   <-chan error
 }
@@ -47,7 +49,9 @@ func listen(name, addr string, h http.Handler, grant limits, log *slog.Logger, r
 	if err != nil {
 		return listener{}, fmt.Errorf("listen: %w", err)
 	}
-	var open atomic.Int64
+	tcp := l.(*net.TCPListener)
+	socket := &draining{Listener: netutil.LimitListener(tcp, grant.conns), tcp: tcp}
+	open := new(atomic.Int64)
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "http", Name: "connections", Help: "Connections that are open.",
 			ConstLabels: prometheus.Labels{"listener": name}}, func() float64 { return float64(open.Load()) }),
@@ -65,8 +69,8 @@ func listen(name, addr string, h http.Handler, grant limits, log *slog.Logger, r
 			}
 		},
 	}
-	return listener{server: s, addr: l.Addr().String(), done: start(func() error {
-		if err := s.Serve(netutil.LimitListener(l, grant.conns)); !errors.Is(err, http.ErrServerClosed) {
+	return listener{server: s, socket: socket, open: open, addr: l.Addr().String(), done: start(func() error {
+		if err := s.Serve(socket); !errors.Is(err, http.ErrServerClosed) && !errors.Is(err, net.ErrClosed) {
 			return fmt.Errorf("serve %s: %w", addr, err)
 		}
 		return nil

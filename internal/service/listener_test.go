@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -195,4 +196,44 @@ func TestSlowClientsDoNotDelayTheOthers(t *testing.T) {
 	if n := stuck.Load(); n != deaf {
 		t.Errorf("%d of %d slow readers were there to the end: the test measured something else", n, deaf)
 	}
+}
+
+// A client whose connection the kernel had taken when the service stopped has its answer; one that comes later is refused.
+func TestAStopAnswersThoseWhoAreConnected(t *testing.T) {
+	t.Parallel()
+	var in atomic.Int64
+	release := make(chan struct{})
+	grant := publicLimits(Options{Access: Access{MaxHTTPConns: 1}}) // so that nobody accepts what comes behind the first
+	l := serve(t, func(w http.ResponseWriter, r *http.Request) {
+		in.Add(1)
+		<-release
+		ok(w, r)
+	}, grant)
+	const clients = 20
+	conns := make([]net.Conn, clients)
+	for i := range conns {
+		c, err := net.Dial("tcp", l.addr)
+		must(t, err)
+		defer c.Close()
+		must(t, c.SetDeadline(time.Now().Add(20*time.Second)))
+		_, err = io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+		must(t, err)
+		conns[i] = c
+	}
+	stacktest.Eventually(t, 20*time.Second, "a request is being answered", func() (bool, error) { return in.Load() == 1, nil })
+	stopped := start(func() error { return l.stop(context.Background()) })
+	stacktest.Eventually(t, 20*time.Second, "new connections are refused", func() (bool, error) {
+		c, err := net.Dial("tcp", l.addr)
+		if err == nil {
+			c.Close()
+		}
+		return errors.Is(err, syscall.ECONNREFUSED), nil
+	})
+	close(release)
+	for i, c := range conns {
+		if err := answered(c); err != nil {
+			t.Errorf("client %d: %v", i, err)
+		}
+	}
+	must(t, <-stopped)
 }

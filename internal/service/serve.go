@@ -34,11 +34,7 @@ func (a *assembly) serve(ctx context.Context) (err error) {
 	a.health.ready.Store(false)
 	stop(context.WithoutCancel(ctx), a.log,
 		stage{"requests", share(a.StopTimeout, requestsShare), func(end context.Context) error {
-			err := a.public.server.Shutdown(end)
-			if err != nil {
-				err = errors.Join(err, a.public.server.Close())
-			}
-			return errors.Join(err, a.closeStore(end))
+			return errors.Join(a.public.stop(end), a.closeStore(end))
 		}},
 		stage{"messages in hand", share(a.StopTimeout, messagesShare), func(end context.Context) error {
 			a.healer.stopAnswering()
