@@ -1,0 +1,335 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+)
+
+// strike brings a fault. It returns the state that was seen before it came, "" if none was, and then it did not come.
+func (r *run) strike(ctx context.Context, f fault) (state string, err error) {
+	switch f.Kind {
+	case killProcess, pauseProcess, termProcess:
+		return r.strikeProcess(ctx, f)
+	case disturb:
+		return r.strikeLink(ctx, f)
+	}
+	if state, err = r.system(ctx, f.State); err != nil || state == "" {
+		return state, err
+	}
+	switch f.Kind {
+	case killAll:
+		err = r.killAll(ctx)
+	case stopPostgres:
+		err = r.stopPostgres(ctx, f)
+	case killBackend, endBackend:
+		return r.strikeBackend(ctx, f)
+	case killRedis:
+		err = r.killRedis(ctx, f)
+	case flushRedis:
+		return r.flushRedis(ctx)
+	case deleteStream, deleteDurable:
+		return r.strikeBroker(ctx, f, state)
+	case killNATS:
+		err = r.natsDown(ctx, f, func(string) error { return nil })
+	case wipeNATS:
+		err = r.natsDown(ctx, f, os.RemoveAll)
+	case copyNATS:
+		err = r.copyStore(ctx)
+	case rollbackNATS:
+		return r.rollBack(ctx, f, state)
+	default:
+		err = fmt.Errorf("no fault of the kind %q", f.Kind)
+	}
+	return state, err
+}
+
+func (r *run) strikeProcess(ctx context.Context, f fault) (state string, err error) {
+	p := r.w.named(f.Target)
+	if err := p.turn.take(ctx); err != nil {
+		return "", err
+	}
+	if state, err = r.halt(ctx, p, f.State); err != nil || state == "" {
+		p.turn.give()
+		return state, err
+	}
+	ms, then := f.Millis, p.start
+	switch f.Kind {
+	case killProcess:
+		err = p.kill()
+	case pauseProcess:
+		then = p.release
+	case termProcess:
+		err = p.release()
+		ms, then = 0, func() error {
+			if err := p.terminate(context.WithoutCancel(ctx)); err != nil {
+				r.problem("%v", err)
+			}
+			return p.start()
+		}
+	}
+	r.after(ctx, ms, func() error {
+		defer p.turn.give()
+		return then()
+	})
+	return state, err
+}
+
+// strikeLink disturbs a link that is in use. It begins when the one before is over.
+func (r *run) strikeLink(ctx context.Context, f fault) (state string, err error) {
+	l := r.w.link(f.Target)
+	p := r.w.named(f.Target[strings.Index(f.Target, "/")+1:])
+	if err := p.awaitReady(ctx); err != nil {
+		return "", err
+	}
+	if strings.HasPrefix(f.Target, "http/") {
+		r.release()
+		state = "request"
+		ok, err := r.place(ctx, func() (bool, error) { return p.asked.Load() > 0, nil })
+		if !ok || err != nil {
+			return "", err
+		}
+	} else if state, err = r.system(ctx, f.State); err != nil || state == "" { // a connection of its own is there as long as it is
+		return state, err
+	}
+	if err := l.turn.take(ctx); err != nil {
+		return "", err
+	}
+	end, err := l.begin(weatherNamed(f.Weather))
+	if err != nil {
+		return "", err
+	}
+	r.after(ctx, f.Millis, func() error {
+		defer l.turn.give()
+		return end()
+	})
+	return state, nil
+}
+
+// killAll sends all of them SIGKILL at once, and Postgres what an immediate stop is, and starts all of it again.
+func (r *run) killAll(ctx context.Context) error {
+	w := r.w
+	w.pgGate.Lock()
+	defer w.pgGate.Unlock()
+	w.natsGate.Lock()
+	defer w.natsGate.Unlock()
+	w.redisGate.Lock()
+	defer w.redisGate.Unlock()
+	var pids []int
+	for _, p := range w.programs {
+		pids = append(pids, p.claim().Pid())
+	}
+	pids = append(pids, w.nats.Pid(), w.redis.Pid())
+	began := time.Now()
+	for _, pid := range pids {
+		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			return err
+		}
+	}
+	if err := syscall.Kill(w.pg.Pid(), syscall.SIGQUIT); err != nil {
+		return err
+	}
+	spread := time.Since(began)
+	r.mu.Lock()
+	r.spread = max(r.spread, spread)
+	r.mu.Unlock()
+	var err error
+	for _, p := range w.programs {
+		err = errors.Join(err, p.kill()) // it is only waited for
+	}
+	err = errors.Join(err, w.nats.Kill(), w.redis.Kill(), w.pg.StopImmediate(ctx))
+	if err != nil {
+		return err
+	}
+	// As on a machine that starts: all at once, whatever is there yet.
+	for _, p := range w.programs {
+		if err := p.start(); err != nil {
+			return err
+		}
+	}
+	return errors.Join(w.pg.Restart(ctx), w.nats.Restart(ctx), w.redis.Restart(ctx))
+}
+
+func (r *run) stopPostgres(ctx context.Context, f fault) error {
+	r.w.pgGate.Lock()
+	defer r.w.pgGate.Unlock()
+	if err := r.w.pg.StopImmediate(ctx); err != nil {
+		return err
+	}
+	if err := pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
+		return err
+	}
+	return r.w.pg.Restart(ctx)
+}
+
+// strikeBackend hits a session that is in a transaction.
+func (r *run) strikeBackend(ctx context.Context, f fault) (state string, err error) {
+	r.w.pgGate.Lock()
+	defer r.w.pgGate.Unlock()
+	ok, err := r.place(ctx, func() (bool, error) {
+		pid, err := r.w.busyBackend(ctx, f.Target)
+		if err != nil || pid == 0 {
+			return false, err
+		}
+		if f.Kind == killBackend {
+			err := syscall.Kill(pid, syscall.SIGKILL)
+			return err == nil, nil // it may be over by now: then another one
+		}
+		var over bool
+		err = r.w.super.QueryRow(ctx, "SELECT pg_terminate_backend($1)", pid).Scan(&over)
+		return over, away(ctx, err)
+	})
+	if !ok || err != nil {
+		return "", err
+	}
+	return "transaction", until(ctx, readyLimit, "Postgres is back", func() (bool, error) {
+		ask, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		return r.w.super.Ping(ask) == nil, nil
+	})
+}
+
+func (r *run) killRedis(ctx context.Context, f fault) error {
+	r.w.redisGate.Lock()
+	defer r.w.redisGate.Unlock()
+	if err := r.w.redis.Kill(); err != nil {
+		return err
+	}
+	if err := pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
+		return err
+	}
+	return r.w.redis.Restart(ctx)
+}
+
+// flushRedis has Redis forget all keys that it has.
+func (r *run) flushRedis(ctx context.Context) (state string, err error) {
+	r.w.redisGate.Lock()
+	defer r.w.redisGate.Unlock()
+	ok, err := r.place(ctx, func() (bool, error) {
+		n, err := r.w.cache.DBSize(ctx).Result()
+		if err != nil || n == 0 {
+			return false, away(ctx, err)
+		}
+		return r.w.cache.FlushAll(ctx).Err() == nil, nil
+	})
+	if !ok || err != nil {
+		return "", err
+	}
+	return "keys", nil
+}
+
+// strikeBroker deletes a stream, or its durable.
+func (r *run) strikeBroker(ctx context.Context, f fault, state string) (string, error) {
+	r.w.natsGate.Lock()
+	defer r.w.natsGate.Unlock()
+	d := directions[0]
+	if f.Target == directions[1].producer {
+		d = directions[1]
+	}
+	ok, err := r.place(ctx, func() (bool, error) {
+		ask, cancel := context.WithTimeout(ctx, askLimit)
+		defer cancel()
+		var err error
+		if f.Kind == deleteStream {
+			err = r.w.js.DeleteStream(ask, d.stream)
+		} else {
+			err = r.w.js.DeleteConsumer(ask, d.stream, d.consumer)
+		}
+		switch {
+		case errors.Is(err, jetstream.ErrStreamNotFound), errors.Is(err, jetstream.ErrConsumerNotFound):
+			return false, nil // not made again yet
+		case err != nil:
+			return false, away(ctx, err)
+		}
+		return true, nil
+	})
+	if !ok || err != nil {
+		return "", err
+	}
+	return state, nil
+}
+
+// natsDown kills the broker, does something to its files, and starts it again.
+func (r *run) natsDown(ctx context.Context, f fault, do func(store string) error) error {
+	r.w.natsGate.Lock()
+	defer r.w.natsGate.Unlock()
+	if err := r.w.nats.Kill(); err != nil {
+		return err
+	}
+	if err := do(r.w.nats.StorePath()); err != nil {
+		return err
+	}
+	if err := pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
+		return err
+	}
+	return r.w.nats.Restart(ctx)
+}
+
+// A storeCopy is JetStream's folder as it was at one moment, what a machine that lost its power has on its disk.
+type storeCopy struct {
+	dir  string
+	ends map[string]uint64 // of the streams
+}
+
+// copyStore copies the store while the server stands still.
+func (r *run) copyStore(ctx context.Context) (err error) {
+	r.w.natsGate.Lock()
+	defer r.w.natsGate.Unlock()
+	c := storeCopy{dir: r.w.file("store-copy"), ends: map[string]uint64{}}
+	if err := os.RemoveAll(c.dir); err != nil {
+		return err
+	}
+	for _, d := range directions {
+		c.ends[d.stream] = r.lastSeq(ctx, d.stream)
+	}
+	if err := r.w.nats.Pause(); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, r.w.nats.Continue()) }()
+	if err := os.CopyFS(c.dir, os.DirFS(r.w.nats.StorePath())); err != nil {
+		return fmt.Errorf("copy the store: %w", err)
+	}
+	r.copied = c
+	return nil
+}
+
+// lastSeq is where a stream ends, 0 where it cannot be asked.
+func (r *run) lastSeq(ctx context.Context, stream string) uint64 {
+	ask, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	s, err := r.w.js.Stream(ask, stream)
+	if err != nil {
+		return 0
+	}
+	return s.CachedInfo().State.LastSeq
+}
+
+// rollBack puts the copy back once the streams have grown beyond it.
+func (r *run) rollBack(ctx context.Context, f fault, state string) (string, error) {
+	ok, err := r.place(ctx, func() (bool, error) {
+		for _, d := range directions {
+			if end := r.lastSeq(ctx, d.stream); end <= r.copied.ends[d.stream] {
+				return false, nil
+			}
+		}
+		return true, nil
+	})
+	if !ok || err != nil {
+		return "", err
+	}
+	return state, r.natsDown(ctx, f, func(store string) error {
+		if err := os.RemoveAll(store); err != nil {
+			return err
+		}
+		if err := os.CopyFS(store, os.DirFS(r.copied.dir)); err != nil {
+			return fmt.Errorf("put the store back: %w", err)
+		}
+		return nil
+	})
+}
