@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"fmt"
-	"maps"
 	"net/http"
 	"strings"
 	"sync"
@@ -51,13 +50,6 @@ func (c *counters) gauge(name string) float64 {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	return c.last[name]
-}
-
-// snapshot is all that the process of now said last.
-func (c *counters) snapshot() map[string]float64 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return maps.Clone(c.last)
 }
 
 // look asks the process of now for all that it counts. Series of a name are summed, also by outcome, class and kind: name/outcome.

@@ -73,15 +73,6 @@ func (s schedule) kills() (n int) {
 	return n
 }
 
-func (s schedule) calms() (n int) {
-	for _, f := range s {
-		if f.Kind == calm {
-			n++
-		}
-	}
-	return n
-}
-
 // newSchedule draws one from the seed: as many SIGKILLs as asked for, and for each 50 of them, or for fewer, each other fault once at
 // least.
 func newSchedule(o options) schedule {

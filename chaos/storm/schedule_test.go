@@ -15,7 +15,7 @@ func TestTheSeedDecidesTheSchedule(t *testing.T) {
 	if slices.Equal(newSchedule(o), newSchedule(other)) {
 		t.Error("two seeds drew the same schedule")
 	}
-	if intentOf(o, 5) != intentOf(o, 5) || intentOf(o, 5) == intentOf(other, 5) {
+	if a, again, b := intentOf(o, 5), intentOf(o, 5), intentOf(other, 5); a != again || a == b {
 		t.Error("an intent is not the seed's and its number's")
 	}
 }

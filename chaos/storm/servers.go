@@ -75,11 +75,11 @@ func (w *world) startNATS(ctx context.Context) error {
 	}
 	const users = "users = ["
 	text := strings.Replace(string(conf), users, fmt.Sprintf("%s { user: %s, password: %q }", users, operator, w.natsPassword(operator)), 1)
-	passwords := ""
-	for _, user := range []string{"orders", "billing", "demo"} {
-		passwords += fmt.Sprintf("NATS_%s_PASSWORD: %q\n", strings.ToUpper(user), w.natsPassword(user))
+	var passwords strings.Builder
+	for _, user := range []string{ordersName, billingName, "demo"} {
+		fmt.Fprintf(&passwords, "NATS_%s_PASSWORD: %q\n", strings.ToUpper(user), w.natsPassword(user))
 	}
-	for name, text := range map[string]string{"nats.conf": text, "passwords.conf": passwords} {
+	for name, text := range map[string]string{"nats.conf": text, "passwords.conf": passwords.String()} {
 		if err := os.WriteFile(w.file(name), []byte(text), 0o600); err != nil {
 			return err
 		}

@@ -100,15 +100,16 @@ func away(ctx context.Context, err error) error {
 }
 
 const (
-	// placeLimit is how long one state is waited for, before any other will do, and then that again.
-	placeLimit = 4 * time.Second
+	// wantLimit is how long the wanted state is waited for, before any other will do, and placeLimit how long that is.
+	wantLimit  = time.Second
+	placeLimit = 5 * time.Second
 	// drawPause is after how long in vain some more of the load is let through.
 	drawPause = 250 * time.Millisecond
 )
 
 // place waits until cond holds, and lets more of the load through while it does not.
-func (r *run) place(ctx context.Context, cond func() (bool, error)) (bool, error) {
-	late, draw := time.Now().Add(placeLimit), time.Now().Add(drawPause)
+func (r *run) place(ctx context.Context, limit time.Duration, cond func() (bool, error)) (bool, error) {
+	late, draw := time.Now().Add(limit), time.Now().Add(drawPause)
 	for {
 		ok, err := cond()
 		if ok || err != nil {
@@ -134,10 +135,9 @@ func (r *run) halt(ctx context.Context, p *program, want string) (state string, 
 		return "", fmt.Errorf("%w; the end of its log:\n%s", err, lastLines(p.log, 5))
 	}
 	r.release()
-	every := strings.Fields(states)
-	for _, choice := range [][]string{{want}, every} {
-		ok, err := r.place(ctx, func() (bool, error) {
-			for _, state = range choice {
+	for _, choice := range choices(want, strings.Fields(states)) {
+		ok, err := r.place(ctx, choice.limit, func() (bool, error) {
+			for _, state = range choice.states {
 				ok, err := r.haltIn(ctx, p, state)
 				if ok || err != nil {
 					return ok, err
@@ -150,6 +150,19 @@ func (r *run) halt(ctx context.Context, p *program, want string) (state string, 
 		}
 	}
 	return "", nil
+}
+
+// choices are the state that is wanted, if any is, and then every one, by how long each is waited for.
+func choices(want string, every []string) []choice {
+	if want == "" {
+		return []choice{{every, placeLimit}}
+	}
+	return []choice{{[]string{want}, wantLimit}, {every, placeLimit}}
+}
+
+type choice struct {
+	states []string
+	limit  time.Duration
 }
 
 func (r *run) haltIn(ctx context.Context, p *program, state string) (bool, error) {
@@ -173,10 +186,9 @@ func (r *run) haltIn(ctx context.Context, p *program, state string) (bool, error
 // system waits for a state of all processes together: the load flows.
 func (r *run) system(ctx context.Context, want string) (state string, err error) {
 	r.release()
-	every := []string{"in-hand", "unsent", "transaction", "request"}
-	for _, choice := range [][]string{{want}, every} {
-		ok, err := r.place(ctx, func() (bool, error) {
-			for _, state = range choice {
+	for _, choice := range choices(want, []string{"in-hand", "unsent", "transaction", "request"}) {
+		ok, err := r.place(ctx, choice.limit, func() (bool, error) {
+			for _, state = range choice.states {
 				ok, err := r.w.anywhere(ctx, state)
 				if ok || err != nil {
 					return ok, err

@@ -91,7 +91,7 @@ func (r *run) strikeLink(ctx context.Context, f fault) (state string, err error)
 	if strings.HasPrefix(f.Target, "http/") {
 		r.release()
 		state = "request"
-		ok, err := r.place(ctx, func() (bool, error) { return p.asked.Load() > 0, nil })
+		ok, err := r.place(ctx, placeLimit, func() (bool, error) { return p.asked.Load() > 0, nil })
 		if !ok || err != nil {
 			return "", err
 		}
@@ -172,7 +172,7 @@ func (r *run) stopPostgres(ctx context.Context, f fault) error {
 func (r *run) strikeBackend(ctx context.Context, f fault) (state string, err error) {
 	r.w.pgGate.Lock()
 	defer r.w.pgGate.Unlock()
-	ok, err := r.place(ctx, func() (bool, error) {
+	ok, err := r.place(ctx, placeLimit, func() (bool, error) {
 		pid, err := r.w.busyBackend(ctx, f.Target)
 		if err != nil || pid == 0 {
 			return false, err
@@ -211,7 +211,7 @@ func (r *run) killRedis(ctx context.Context, f fault) error {
 func (r *run) flushRedis(ctx context.Context) (state string, err error) {
 	r.w.redisGate.Lock()
 	defer r.w.redisGate.Unlock()
-	ok, err := r.place(ctx, func() (bool, error) {
+	ok, err := r.place(ctx, placeLimit, func() (bool, error) {
 		n, err := r.w.cache.DBSize(ctx).Result()
 		if err != nil || n == 0 {
 			return false, away(ctx, err)
@@ -232,7 +232,7 @@ func (r *run) strikeBroker(ctx context.Context, f fault, state string) (string, 
 	if f.Target == directions[1].producer {
 		d = directions[1]
 	}
-	ok, err := r.place(ctx, func() (bool, error) {
+	ok, err := r.place(ctx, placeLimit, func() (bool, error) {
 		ask, cancel := context.WithTimeout(ctx, askLimit)
 		defer cancel()
 		var err error
@@ -312,7 +312,7 @@ func (r *run) lastSeq(ctx context.Context, stream string) uint64 {
 
 // rollBack puts the copy back once the streams have grown beyond it.
 func (r *run) rollBack(ctx context.Context, f fault, state string) (string, error) {
-	ok, err := r.place(ctx, func() (bool, error) {
+	ok, err := r.place(ctx, placeLimit, func() (bool, error) {
 		for _, d := range directions {
 			if end := r.lastSeq(ctx, d.stream); end <= r.copied.ends[d.stream] {
 				return false, nil

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -73,8 +74,8 @@ func (w *world) stop(ctx context.Context) error {
 	w.closers = nil
 	w.mu.Unlock()
 	var err error
-	for i := len(closers) - 1; i >= 0; i-- {
-		err = errors.Join(err, guarded(func() error { return closers[i](ctx) })())
+	for _, f := range slices.Backward(closers) {
+		err = errors.Join(err, guarded(func() error { return f(ctx) })())
 	}
 	return err
 }
@@ -156,9 +157,8 @@ func (w *world) startServices(ctx context.Context) error {
 	}
 	return until(ctx, readyLimit, "the durables are there", func() (bool, error) {
 		for _, d := range directions {
-			c, err := w.consumer(ctx, d)
-			if err != nil || c.NumWaiting == 0 {
-				return false, nil
+			if c, err := w.consumer(ctx, d); err != nil || c.NumWaiting == 0 {
+				return false, away(ctx, err)
 			}
 		}
 		return true, nil
