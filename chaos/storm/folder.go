@@ -54,7 +54,7 @@ func newFolder(o options, plan schedule) (*folder, error) {
 	return f, planned.close()
 }
 
-// done is the end of a run that passed.
+// done is the end of a run that passed, or that nobody wants any more.
 func (f *folder) done() error {
 	if !f.ours {
 		return nil

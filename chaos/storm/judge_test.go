@@ -11,14 +11,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
-
-	"github.com/oncebox/oncebox/internal/devstack"
 )
-
-func TestMain(m *testing.M) {
-	devstack.Helper()
-	os.Exit(m.Run())
-}
 
 // A case of damage is done to a system in which all is well.
 type damage struct {

@@ -43,6 +43,9 @@ func main() {
 // errFailed is the end of a storm whose checks failed; they are printed already.
 var errFailed = errors.New("the checks failed")
 
+// errSignal is a run that was asked to stop.
+var errSignal = errors.New("stopped by a signal")
+
 // stopLimit is how long the end may take.
 const stopLimit = 20 * time.Second
 
@@ -56,7 +59,7 @@ func storm(o options) (err error) {
 	signals := make(chan os.Signal, 4)
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	go func() {
-		cancel(fmt.Errorf("stopped by a signal (%s)", <-signals))
+		cancel(fmt.Errorf("%w (%s)", errSignal, <-signals))
 		<-signals
 		hurry()
 	}()
@@ -93,15 +96,12 @@ func whole(ctx context.Context, o options, w *world) error {
 	}
 	fmt.Printf("Oncebox storm: seed %d, %d orders by %d clients, %d SIGKILLs among %d faults; schedule and history in %s\n",
 		o.Seed, o.Orders, o.Clients, plan.kills(), len(plan), f.path)
-	began := time.Now()
-	if err := w.start(ctx, o, f.path); err != nil {
-		return err
+	v, err := judged(ctx, o, w, f, plan)
+	if errors.Is(context.Cause(ctx), errSignal) {
+		return errors.Join(err, f.done())
 	}
-	fmt.Printf("started in %.1f s\n", time.Since(began).Seconds())
-	r := newRun(o, w, f, plan)
-	v, err := r.all(ctx)
 	if err != nil {
-		return err
+		return fmt.Errorf("%w; kept: %s", err, f.path)
 	}
 	v.table(os.Stdout)
 	for i, p := range v.problems {
@@ -117,4 +117,14 @@ func whole(ctx context.Context, o options, w *world) error {
 		return errFailed
 	}
 	return f.done()
+}
+
+// judged starts everything and runs the storm.
+func judged(ctx context.Context, o options, w *world, f *folder, plan schedule) (*verdict, error) {
+	began := time.Now()
+	if err := w.start(ctx, o, f.path); err != nil {
+		return nil, err
+	}
+	fmt.Printf("started in %.1f s\n", time.Since(began).Seconds())
+	return newRun(o, w, f, plan).all(ctx)
 }

@@ -32,7 +32,7 @@ type program struct {
 	mu    sync.Mutex
 	proc  *devstack.Process
 	ours  *atomic.Bool // whether the end of proc is our doing
-	exits int          // ends by itself
+	exits []string     // the last lines of processes that ended by themselves
 	over  bool         // not to be started again
 
 	counters counters
@@ -65,7 +65,7 @@ func (p *program) start() error {
 			return
 		}
 		p.mu.Lock()
-		p.exits++
+		p.exits = append(p.exits, lastLines(p.log, 1))
 		p.mu.Unlock()
 		<-time.After(restartPause)
 		if err := p.start(); err != nil {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -156,17 +157,18 @@ func (r *run) faults(ctx context.Context) error {
 			cycle = time.Now()
 			continue
 		}
-		began := r.c.now()
+		began, waiting := r.c.now(), r.w.waiting(ctx)
 		state, err := r.strike(ctx, f)
 		if err != nil {
 			return fmt.Errorf("fault %d, %s %s: %w", f.N, f.name(), f.Target, err)
 		}
 		r.f.faults.add(struct {
 			fault
-			At   int64  `json:"at"` // µs since the storm began
-			Took int64  `json:"took"`
-			Seen string `json:"seen"`
-		}{f, began, r.c.now() - began, state})
+			At      int64  `json:"at"` // µs since the storm began
+			Took    int64  `json:"took"`
+			Seen    string `json:"seen"`
+			Waiting int    `json:"waiting"` // messages in the streams, before, that were not acknowledged
+		}{f, began, r.c.now() - began, state, waiting})
 		if state == "" {
 			r.problem("fault %d, %s %s, found no work to come into", f.N, f.name(), f.Target)
 			continue
@@ -207,11 +209,16 @@ func (r *run) watch(ctx context.Context, p *program) {
 	}
 }
 
-// progress says each two seconds how far the run is, as plain lines.
+// progress says each two seconds how far the run is: on a line that is written over where there is a terminal, else on one of its own.
 func (r *run) progress(ctx context.Context) {
+	begin, end := "", "\n"
+	if out, err := os.Stdout.Stat(); err == nil && out.Mode()&os.ModeCharDevice != 0 {
+		begin, end = "\r\x1b[K", ""
+		defer fmt.Println()
+	}
 	for pause(ctx, 2*time.Second) == nil {
-		fmt.Printf("%4.0f s: %d/%d answered, %d tries, %d/%d kills, %s\n", time.Since(r.c.begun).Seconds(), r.c.answered.Load(), r.o.Orders,
-			r.c.tries.Load(), r.kills.Load(), r.plan.kills(), *r.stage.Load())
+		fmt.Printf("%s%4.0f s: %d/%d answered, %d tries, %d/%d kills, %.80s%s", begin, time.Since(r.c.begun).Seconds(), r.c.answered.Load(), r.o.Orders,
+			r.c.tries.Load(), r.kills.Load(), r.plan.kills(), *r.stage.Load(), end)
 	}
 }
 

@@ -107,7 +107,7 @@ func (d drawer) arrange(all schedule) schedule {
 	var out schedule
 	for i, f := range all {
 		if f.Kind == rollbackNATS {
-			at := max(0, len(out)-1-d.IntN(4))
+			at := max(0, len(out)-1-d.IntN(25))
 			out = append(out[:at:at], append(schedule{{Kind: copyNATS}}, out[at:]...)...)
 		}
 		out = append(out, f)

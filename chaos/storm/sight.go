@@ -86,6 +86,16 @@ func (w *world) unacknowledged(ctx context.Context, service string) (bool, error
 	return err == nil && c.NumAckPending > 0, away(ctx, err)
 }
 
+// waiting is how many messages the streams have that are not acknowledged, as far as they can be asked.
+func (w *world) waiting(ctx context.Context) (n int) {
+	for _, d := range directions {
+		if c, err := w.consumer(ctx, d); err == nil {
+			n += int(c.NumPending) + c.NumAckPending
+		}
+	}
+	return n
+}
+
 // reads is what a service consumes.
 func reads(service string) direction {
 	return directions[slices.IndexFunc(directions, func(d direction) bool { return d.consumer == service })]

@@ -75,8 +75,8 @@ func (v *verdict) judgeRun(r *run) {
 		row("tries that ended with: "+name, c.saw[name])
 	}
 	for _, p := range r.w.programs {
-		if p.exits > 0 {
-			row(p.name+" ended by itself", p.exits)
+		for _, last := range p.exits {
+			v.rows = append(v.rows, [2]string{p.name + " ended by itself", fmt.Sprintf("%.300s", last)})
 		}
 	}
 	guards := map[string]string{
