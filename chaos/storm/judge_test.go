@@ -27,7 +27,7 @@ func ordersOf(w *world) *pgxpool.Pool  { return w.ordersDB }
 func billingOf(w *world) *pgxpool.Pool { return w.billingDB }
 
 const (
-	// one is an order that is paid and stays, another one a second.
+	// one is an order that is paid and stays, another a second charge of it.
 	one     = "(SELECT order_id FROM charge WHERE status = 'succeeded' AND order_id IS NOT NULL ORDER BY order_id LIMIT 1)"
 	another = "INSERT INTO charge (tenant_id, id, order_id, customer_id, amount, currency, status) SELECT tenant_id, gen_random_uuid(), order_id, customer_id, amount, currency, status FROM charge WHERE order_id = " + one
 )
@@ -40,10 +40,10 @@ var damages = []damage{
 	{what: "a charge is of no order", db: billingOf, table: "charge", sql: "UPDATE charge SET order_id = gen_random_uuid() WHERE order_id = " + one, want: "which is no order"},
 	{what: "a charge's amount is changed", db: billingOf, table: "charge", sql: "UPDATE charge SET amount = amount + 1 WHERE order_id = " + one, want: "is charged"},
 	{what: "a ledger's row is changed", db: billingOf, table: "ledger", sql: "UPDATE ledger SET amount = amount + 1 WHERE id = (SELECT min(id) FROM ledger)", want: "the ledger sums to 1"},
-	{what: "a charge's ledger is gone", db: billingOf, table: "ledger", sql: "DELETE FROM ledger WHERE charge_id = (SELECT min(charge_id::text)::uuid FROM ledger)", want: "billing holds"},
+	{what: "a charge's ledger is gone", db: billingOf, table: "ledger", sql: "DELETE FROM ledger WHERE charge_id = (SELECT id FROM charge WHERE order_id = " + one + ")", want: "billing holds"},
 	{what: "an order's amount is changed", db: ordersOf, table: "orders", sql: "UPDATE orders SET amount = amount + 1 WHERE id = (SELECT min(id::text)::uuid FROM orders)", want: "was asked for"},
 	{what: "an order's status is changed", db: ordersOf, table: "orders", sql: "UPDATE orders SET status = 'declined' WHERE id = (SELECT min(id::text)::uuid FROM orders WHERE status = 'paid')", want: "is {status:declined"},
-	{what: "an order's version is changed", db: ordersOf, table: "orders", sql: "UPDATE orders SET version = version + 1 WHERE id = (SELECT min(id::text)::uuid FROM orders)", want: "version:3"},
+	{what: "an order's version is changed", db: ordersOf, table: "orders", sql: "UPDATE orders SET version = version + 1 WHERE id = (SELECT min(id::text)::uuid FROM orders WHERE status = 'paid')", want: "version:3"},
 	{what: "an order is gone", db: ordersOf, table: "orders", sql: "DELETE FROM orders WHERE id = (SELECT min(id::text)::uuid FROM orders)", want: "has 0 orders"},
 	{what: "an order is nobody's", db: ordersOf, table: "orders", sql: "UPDATE orders SET idem_key = sha256('x') WHERE id = (SELECT min(id::text)::uuid FROM orders)", want: "is nobody's"},
 	{what: "an order's event is gone", db: ordersOf, table: "oncebox.outbox", sql: "DELETE FROM oncebox.outbox WHERE seq = (SELECT min(seq) FROM oncebox.outbox)", want: "which is in no outbox"},
