@@ -7,28 +7,34 @@ import (
 
 // The kinds of fault.
 const (
-	killProcess    = "kill"            // SIGKILL of one process of a service
-	killNATS       = "kill-nats"       // SIGKILL
-	killRedis      = "kill-redis"      // SIGKILL
-	killAll        = "kill-all"        // all of them within 10 ms, and Postgres with them, by an immediate stop
-	pauseProcess   = "pause"           // SIGSTOP, for longer than lease and AckWait, and SIGCONT
-	termProcess    = "term"            // SIGTERM, and started again
-	stopPostgres   = "postgres-stop"   // immediate: it recovers from its log
-	killBackend    = "backend-kill"    // SIGKILL of a backend: Postgres throws all sessions out and recovers
-	endBackend     = "backend-end"     // one session is ended
-	wipeNATS       = "nats-wipe"       // SIGKILL, and its store is gone
-	copyNATS       = "nats-copy"       // no fault: the store is copied while the server stands still
-	rollbackNATS   = "nats-rollback"   // SIGKILL, and the copy is put back
-	deleteStream   = "stream-deleted"  // by an administrator
-	deleteDurable  = "durable-deleted" // by an administrator
-	flushRedis     = "redis-flush"     // FLUSHALL
-	disturb        = "weather"         // on a link
-	calm           = "calm"            // no fault
-	killsOfAll     = 6                 // two processes of each service, NATS and Redis
-	faultsOfACycle = 12                // then there is a calm
-	shortest       = 2500              // of a pause, in ms: longer than ackWait
-	longest        = 1500              // more
-	states         = "request in-hand transaction unsent"
+	killProcess   = "kill"            // SIGKILL of one process of a service
+	killNATS      = "kill-nats"       // SIGKILL
+	killRedis     = "kill-redis"      // SIGKILL
+	killAll       = "kill-all"        // all of them within 10 ms, and Postgres with them, by an immediate stop
+	pauseProcess  = "pause"           // SIGSTOP, for longer than lease and AckWait, and SIGCONT
+	termProcess   = "term"            // SIGTERM, and started again
+	stopPostgres  = "postgres-stop"   // immediate: it recovers from its log
+	killBackend   = "backend-kill"    // SIGKILL of a backend: Postgres throws all sessions out and recovers
+	endBackend    = "backend-end"     // one session is ended
+	wipeNATS      = "nats-wipe"       // SIGKILL, and its store is gone
+	copyNATS      = "nats-copy"       // no fault: the store is copied while the server stands still
+	rollbackNATS  = "nats-rollback"   // SIGKILL, and the copy is put back
+	deleteStream  = "stream-deleted"  // by an administrator
+	deleteDurable = "durable-deleted" // by an administrator
+	flushRedis    = "redis-flush"     // FLUSHALL
+	disturb       = "weather"         // on a link
+	calm          = "calm"            // no fault
+)
+
+const (
+	// killsOfAll are two processes of each service, NATS and Redis.
+	killsOfAll = 6
+	// faultsOfACycle is how many come before a calm.
+	faultsOfACycle = 12
+	// shortest is that of a pause in ms, longer than ackWait, and spread how much longer one may be.
+	shortest, spread = 2500, 1500
+	// states are those of a process, see the sights.
+	states = "request in-hand transaction unsent"
 )
 
 // A fault is one entry of the schedule.
@@ -144,7 +150,7 @@ func (d drawer) others() schedule {
 	for _, service := range []string{"orders", "billing"} {
 		for _, kind := range []string{pauseProcess, termProcess} {
 			target := service + d.of("-1", "-2")
-			s = append(s, fault{Kind: kind, Target: target, State: d.stateOf(target), Millis: shortest + d.IntN(longest)})
+			s = append(s, fault{Kind: kind, Target: target, State: d.stateOf(target), Millis: shortest + d.IntN(spread)})
 		}
 	}
 	for _, w := range weathers {
