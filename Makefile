@@ -35,7 +35,7 @@ race: ## the same under the race detector
 	.ci/install
 	$(call each,$(MODULES),$(TEST) -race ./...)
 
-chaos: ## a storm over everything: kills, outages, disks that are lost, and a judge; 10 minutes. CHAOS="-seed 7 -kills 500 -orders 100000"; CHAOS=-help lists the rest
+chaos: ## a storm over everything: kills, outages, disks that are lost, and a judge; 10 minutes. CHAOS="-seed 7 -kills 20 -orders 2000"; CHAOS=-help lists the rest
 	@.ci/install
 	@cd chaos && go build -buildvcs=false -o ../bin/storm ./storm && ../bin/storm $(CHAOS)
 

@@ -31,8 +31,8 @@ func (o *options) flags() *flag.FlagSet {
 	fs := flag.NewFlagSet("storm", flag.ContinueOnError)
 	fs.SetOutput(io.Discard) // the caller prints the error, as one line
 	fs.Uint64Var(&o.Seed, "seed", 0, "decides `S` the schedule of faults and what clients ask for (default: a random one, which is printed)")
-	fs.IntVar(&o.Orders, "orders", 30_000, "how many requests `N` clients want answered: orders, and some charges without one")
-	fs.IntVar(&o.Kills, "kills", 150, "how many SIGKILLs `K`, of all kinds of process; the other faults come with them")
+	fs.IntVar(&o.Orders, "orders", 100_000, "how many requests `N` clients want answered: orders, and some charges without one")
+	fs.IntVar(&o.Kills, "kills", 500, "how many SIGKILLs `K`, of all kinds of process; the other faults come with them")
 	fs.IntVar(&o.Clients, "clients", 24, "how many clients `C` ask at once")
 	fs.DurationVar(&o.Duration, "duration", time.Hour, "how long the faults may take, all in all; what is not done by then has failed")
 	fs.DurationVar(&o.Settle, "settle", time.Minute, "how long all that was taken may take to come to its end once everything is mended")
