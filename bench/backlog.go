@@ -13,6 +13,7 @@ import (
 	"github.com/oncebox/oncebox"
 	"github.com/oncebox/oncebox/bench/measure"
 	"github.com/oncebox/oncebox/events"
+	"github.com/oncebox/oncebox/migrations"
 )
 
 // ordersSubject is a type of event that orders' stream takes and billing does not know.
@@ -87,7 +88,7 @@ type relays struct {
 // startRelays migrates the database by a first process, which also makes the stream, and stops it.
 func (b *bench) startRelays(ctx context.Context, env ...string) (*relays, error) {
 	r := &relays{b: b, env: env}
-	err := b.give(ctx, &r.system, &r.orders, "empty", nothing)
+	err := b.give(ctx, &r.system, &r.orders, "orders", prepareService(migrations.Orders))
 	if err != nil {
 		return nil, err
 	}

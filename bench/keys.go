@@ -138,7 +138,7 @@ func (b *bench) duplicates(ctx context.Context) (measure.Figures, error) {
 		}
 		took := time.Since(began)
 		var orders int
-		if err := db.QueryRow(ctx, "SELECT count(*) FROM orders").Scan(&orders); err != nil {
+		if err := db.QueryRow(ctx, "SELECT count(*) FROM orders WHERE tenant_id <> 'past'").Scan(&orders); err != nil {
 			return nil, err
 		}
 		if orders != bursts {

@@ -123,7 +123,7 @@ func farOff(row measure.Result) error {
 	var errs []error
 	for _, v := range row.Verdicts {
 		if v.FarOff() {
-			errs = append(errs, fmt.Errorf("row %d: %s is %.3g, and the aim is %.3g", row.Number, v.What, v.Ratio.Median, v.Want))
+			errs = append(errs, fmt.Errorf("row %d: %s is %.3g, and the aim is %.3g (that of the limit itself: %.3g)", row.Number, v.What, v.Ratio.Median, v.Want, v.Ceiling))
 		}
 	}
 	return errors.Join(errs...)

@@ -57,11 +57,7 @@ func (s *Service) refund(ctx context.Context, tx pgx.Tx, e oncebox.Event, order 
 			VALUES ($1, $2, $3, $4, $5, $6, 'cancelled')
 			ON CONFLICT ON CONSTRAINT charge_order_id DO UPDATE SET status = 'refunded', refunded_at = clock_timestamp()
 				WHERE charge.status = 'succeeded' AND ($7 OR charge.provider_charge IS NULL) RETURNING *),
-		l AS (
-			INSERT INTO ledger (tenant_id, charge_id, kind, account, amount, currency)
-			SELECT c.tenant_id, c.id, 'refund', a.account, a.sign * c.amount, c.currency
-			FROM c, LATERAL (VALUES ('customer:' || c.customer_id, 1), ('revenue', -1)) AS a (account, sign)
-			WHERE c.status = 'refunded')
+		l AS (`+refundLedger+`)
 		SELECT COALESCE(max(id::text), ''), COALESCE(max(amount), 0), COALESCE(max(currency), '') FROM c WHERE status = 'refunded'`,
 		e.TenantID, oncebox.DerivedID(e, Name, "charge", 0), order, c.CustomerID, c.Amount, c.Currency, outside).
 		Scan(&refund.ChargeID, &refund.Amount, &refund.Currency)

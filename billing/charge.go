@@ -107,12 +107,20 @@ func asked(e oncebox.Event) (claim, error) {
 	return c, err
 }
 
-// chargeLedger writes the ledger's rows of those of c that succeeded.
-const chargeLedger = `
+// Each writes the ledger's rows of those charges of c, a part of the statement, that have come to this status.
+var (
+	chargeLedger = ledger("charge", StatusSucceeded, -1)
+	refundLedger = ledger("refund", StatusRefunded, 1)
+)
+
+// ledger is the statement for a kind of movement, which gives the customer sign times the amount.
+func ledger(kind, status string, sign int) string {
+	return fmt.Sprintf(`
 	INSERT INTO ledger (tenant_id, charge_id, kind, account, amount, currency)
-	SELECT c.tenant_id, c.id, 'charge', a.account, a.sign * c.amount, c.currency
-	FROM c, LATERAL (VALUES ('customer:' || c.customer_id, -1), ('revenue', 1)) AS a (account, sign)
-	WHERE c.status = 'succeeded'`
+	SELECT c.tenant_id, c.id, '%s', a.account, a.sign * c.amount, c.currency
+	FROM c, LATERAL (VALUES ('customer:' || c.customer_id, %d), ('revenue', %d)) AS a (account, sign)
+	WHERE c.status = '%s'`, kind, sign, -sign, status)
+}
 
 // chargeAll charges what es ask for, and answers. Of orders that are charged or cancelled already it writes nothing.
 func (s *Service) chargeAll(ctx context.Context, tx pgx.Tx, es []oncebox.Event) []error {
@@ -152,7 +160,7 @@ func charge(ctx context.Context, tx pgx.Tx, claims []claim) (map[uuid.UUID]bool,
 	var (
 		n                                                 = len(claims)
 		tenants, customers, currencies, statuses, reasons = make([]string, n), make([]string, n), make([]string, n), make([]string, n), make([]string, n)
-		ids, orders                                       = make([]uuid.UUID, n), make([]uuid.UUID, n)
+		ids, orders                                       = make([][16]byte, n), make([][16]byte, n) // as pgx encodes it without a detour by text
 		amounts                                           = make([]int64, n)
 	)
 	for i, c := range claims {

@@ -107,10 +107,7 @@ func chargeOnce(ctx context.Context, tx pgx.Tx, req idempotency.Request, c *Char
 			INSERT INTO charge (tenant_id, id, customer_id, amount, currency, status, description, ref_id, idem_key, idem_request)
 			VALUES ($1, $2, $3, $4, $5, $6, $7, NULLIF($8, ''), $9, $10)
 			ON CONFLICT (tenant_id, idem_key) WHERE idem_key IS NOT NULL DO NOTHING RETURNING *),
-		l AS (
-			INSERT INTO ledger (tenant_id, charge_id, kind, account, amount, currency)
-			SELECT c.tenant_id, c.id, 'charge', a.account, a.sign * c.amount, c.currency
-			FROM c, LATERAL (VALUES ('customer:' || c.customer_id, -1), ('revenue', 1)) AS a (account, sign))
+		l AS (`+chargeLedger+`)
 		SELECT id::text, created_at FROM c`,
 		tenant, id, c.CustomerID, c.Amount, c.Currency, c.Status, c.Description, c.RefID, req.Key[:], req.Fingerprint[:]).
 		Scan(&c.ID, &c.CreatedAt)

@@ -1,10 +1,12 @@
 package chaos
 
 import (
+	"fmt"
 	"net/http"
 	"os"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -137,32 +139,50 @@ func TestARestoredOrdersDatabaseIsToldOfEachChargeWithoutAnOrder(t *testing.T) {
 }
 
 // Invariant: a broker that lost its disk, with events in flight and without having synced, is filled again by the relays alone:
-// every order is charged once, without the charge table's guards.
+// every order is charged once, without the charge table's guards. make soak has it happen ten times, each with 5,000 in flight.
 func TestABrokerThatLostItsDiskWithEventsInFlightIsFilledAgain(t *testing.T) {
 	t.Parallel()
-	const orders = 400
+	const clients = 400
+	wipes, written := 1, 0
+	if os.Getenv("ONCEBOX_SOAK") != "" {
+		wipes, written = 10, 6000
+	}
 	s, op := startOperated(t, map[string]string{"HEAL_EVERY": "1s"})
 	s.dropChargeGuards(t)
-	release := s.billing.hold(t, "LOCK TABLE charge IN SHARE MODE")
-	wait := s.clients(t, "load", orders)
-	stacktest.Eventually(t, patience, "events are in flight", func() (bool, error) {
-		c, err := s.consumer(t.Context(), toBilling)
-		return err == nil && c.NumAckPending >= 20 && c.NumPending+uint64(c.NumAckPending) >= orders/2, err
-	})
-	if err := s.nats.Kill(); err != nil {
-		t.Fatal(err)
+	s.order(t, "the-first")
+	s.settle(t)
+	orders := 1
+	for wipe := range wipes {
+		release := s.billing.hold(t, "LOCK TABLE charge IN SHARE MODE")
+		s.ordersLikeTheFirst(t, written)
+		wait := s.clients(t, fmt.Sprint("load-", wipe), clients)
+		orders += written + clients
+		var inFlight int
+		stacktest.Eventually(t, 2*patience, "events are in flight", func() (bool, error) {
+			c, err := s.consumer(t.Context(), toBilling)
+			if err != nil {
+				return false, err
+			}
+			inFlight = int(c.NumPending) + c.NumAckPending
+			return c.NumAckPending >= 20 && inFlight >= written*5/6+clients/2, nil
+		})
+		if err := s.nats.Kill(); err != nil {
+			t.Fatal(err)
+		}
+		release()
+		if err := os.RemoveAll(s.nats.StorePath()); err != nil {
+			t.Fatal(err)
+		}
+		wait() // orders are taken without a broker
+		if err := s.nats.Restart(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		back := time.Now()
+		stacktest.Eventually(t, time.Minute, "all orders are settled", func() (bool, error) {
+			return one[int](t, s.orders.db, "SELECT count(*) FROM orders WHERE status = 'paid'") == orders, nil
+		})
+		t.Logf("wiped with %d events in flight, settled within %s", inFlight, time.Since(back))
 	}
-	release()
-	if err := os.RemoveAll(s.nats.StorePath()); err != nil {
-		t.Fatal(err)
-	}
-	wait() // orders are taken without a broker
-	if err := s.nats.Restart(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	stacktest.Eventually(t, 2*patience, "all orders are settled", func() (bool, error) {
-		return one[int](t, s.orders.db, "SELECT count(*) FROM orders WHERE status = 'paid'") == orders, nil
-	})
 	s.drained(t)
 	for _, p := range s.brokenOrders(t, orders) {
 		t.Error(p)

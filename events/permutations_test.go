@@ -126,13 +126,14 @@ func newWorld(t *testing.T) *world {
 	w.api = service.NewAPI(orders.Name, "test", log, reg, o.Routes, keys)
 	b, err := billing.New(w.billingDB, writer(w.billingDB, billing.Name), billing.Config{ChargeLimit: chargeLimit})
 	must(t, err)
-	consumer := func(db *pgxpool.Pool, name string, h inbox.Handler) func(oncebox.Event) error {
+	consumer := func(db *pgxpool.Pool, name string, h inbox.GroupHandler) func(oncebox.Event) error {
 		in, err := inbox.New(db, inbox.Config{Consumer: name, Logger: log})
 		must(t, err)
-		one := in.One(h)
+		one, err := in.Group(h, inbox.GroupConfig{Max: 1})
+		must(t, err)
 		return func(e oncebox.Event) error { return one(e.Message()) }
 	}
-	toOrders, toBilling := consumer(w.ordersDB, orders.Name, o.Handler()), consumer(w.billingDB, billing.Name, b.Handler())
+	toOrders, toBilling := consumer(w.ordersDB, orders.Name, o.GroupHandler()), consumer(w.billingDB, billing.Name, b.GroupHandler())
 	w.handle = map[rune]func(oncebox.Event) error{requested: toBilling, cancelled: toBilling, succeeded: toOrders, refunded: toOrders}
 	return w
 }

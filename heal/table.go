@@ -23,14 +23,28 @@ type Table struct {
 // anew has Postgres plan a statement for the values that come with it: one range may be a bucket or everything.
 const anew = pgx.QueryExecModeCacheDescribe
 
+// reading is how the whole of a table may be read, also in sessions that otherwise go by indexes only.
+var reading = pgx.TxOptions{BeginQuery: "BEGIN READ ONLY; SET LOCAL enable_seqscan = on"}
+
 // Digests implements [Book].
-func (t Table) Digests(ctx context.Context, from, to int64) ([]Digest, error) {
-	rows, err := t.Pool.Query(ctx, `SELECT bucket, count(*), sum(hash)::text FROM (`+t.Rows+`) AS r GROUP BY bucket ORDER BY bucket`,
-		anew, from, to, []string(nil))
+func (t Table) Digests(ctx context.Context, from, to int64) (digests []Digest, err error) {
+	err = pgx.BeginTxFunc(ctx, t.Pool, reading, func(tx pgx.Tx) error {
+		digests, err = t.digests(ctx, tx, from, to)
+		return err
+	})
 	if err != nil {
 		return nil, fmt.Errorf("digest rows: %w", err)
 	}
-	digests, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (Digest, error) {
+	return digests, nil
+}
+
+func (t Table) digests(ctx context.Context, tx pgx.Tx, from, to int64) ([]Digest, error) {
+	rows, err := tx.Query(ctx, `SELECT bucket, count(*), sum(hash)::text FROM (`+t.Rows+`) AS r GROUP BY bucket ORDER BY bucket`,
+		anew, from, to, []string(nil))
+	if err != nil {
+		return nil, err
+	}
+	return pgx.CollectRows(rows, func(row pgx.CollectableRow) (Digest, error) {
 		var (
 			d   Digest
 			sum string
@@ -45,10 +59,6 @@ func (t Table) Digests(ctx context.Context, from, to int64) ([]Digest, error) {
 		d.Sum = n.And(n, mask).Uint64()
 		return d, nil
 	})
-	if err != nil {
-		return nil, fmt.Errorf("digest rows: %w", err)
-	}
-	return digests, nil
 }
 
 // mask takes a number modulo 2^64: of a negative one too, whose bits And takes as two's complement.

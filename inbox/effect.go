@@ -68,7 +68,7 @@ func (in *Inbox) remember(ctx context.Context, tx pgx.Tx, ds []*delivery) ([]*de
 	var (
 		n       = len(rows)
 		sources = make([]string, n)
-		ids     = make([]uuid.UUID, n)
+		ids     = make([][16]byte, n) // as pgx encodes it without a detour by text
 		tenants = make([]string, n)
 		seqs    = make([]int64, n)
 		digests = make([]int64, n)
@@ -123,7 +123,7 @@ func (in *Inbox) remember(ctx context.Context, tx pgx.Tx, ds []*delivery) ([]*de
 }
 
 // look tells what the rows are that were there before.
-func (in *Inbox) look(ctx context.Context, tx pgx.Tx, first map[row]*delivery, sources []string, ids []uuid.UUID) error {
+func (in *Inbox) look(ctx context.Context, tx pgx.Tx, first map[row]*delivery, sources []string, ids [][16]byte) error {
 	rows, err := tx.Query(ctx, in.sql.look, in.cfg.Consumer, sources, ids)
 	if err != nil {
 		return fmt.Errorf("inbox: look messages up: %w", err)

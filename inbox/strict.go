@@ -5,8 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"strings"
+	"unicode"
 	"unicode/utf8"
 )
 
@@ -19,37 +19,55 @@ func unmarshal(data []byte, v any) error {
 	if err := json.Unmarshal(data, v); err != nil {
 		return err
 	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	var (
-		objects []map[string]bool // those that are open; nil stands for an array
-		name    bool              // the next token is a name
-	)
-	for {
-		token, err := dec.Token()
-		if errors.Is(err, io.EOF) {
-			return nil
-		}
-		if err != nil {
-			return err
-		}
-		switch delim, _ := token.(json.Delim); {
-		case delim == '{':
-			objects, name = append(objects, map[string]bool{}), true
-			continue
-		case delim == '[':
-			objects, name = append(objects, nil), false
-			continue
-		case delim != 0:
-			objects = objects[:len(objects)-1]
-		case name:
-			folded := strings.ToLower(token.(string))
-			names := objects[len(objects)-1]
-			if names[folded] {
-				return fmt.Errorf("the name %.64q comes twice", token)
-			}
-			names[folded], name = true, false
-			continue
-		}
-		name = len(objects) > 0 && objects[len(objects)-1] != nil
+	if name, is := repeated(data); is {
+		return fmt.Errorf("the name %.64q comes twice", name)
 	}
+	return nil
+}
+
+// repeated finds a name that comes twice in one object of data, which is valid JSON.
+func repeated(data []byte) (name string, is bool) {
+	var open []map[string]bool // the names of each object that is open; nil for an array
+	for i := 0; i < len(data); i++ {
+		switch data[i] {
+		case '{':
+			open = append(open, make(map[string]bool, 8))
+		case '[':
+			open = append(open, nil)
+		case '}', ']':
+			open = open[:len(open)-1]
+		case '"':
+			begin := i
+			for i++; data[i] != '"'; i++ {
+				if data[i] == '\\' {
+					i++
+				}
+			}
+			if after := bytes.TrimLeft(data[i+1:], " \t\r\n"); len(after) == 0 || after[0] != ':' {
+				continue // a value
+			}
+			if err := json.Unmarshal(data[begin:i+1], &name); err != nil { // never: it is a part of what was read before
+				return name, true
+			}
+			names, folded := open[len(open)-1], fold(name)
+			if names[folded] {
+				return name, true
+			}
+			names[folded] = true
+		}
+	}
+	return "", false
+}
+
+// fold makes one of the spellings that encoding/json takes for the same name, as of K, k and the Kelvin sign.
+func fold(name string) string {
+	return strings.Map(func(r rune) rune {
+		for {
+			next := unicode.SimpleFold(r)
+			if next <= r { // the least of those that are the same
+				return next
+			}
+			r = next
+		}
+	}, name)
 }

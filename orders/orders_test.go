@@ -70,7 +70,8 @@ func newRig(t *testing.T) *rig {
 	must(t, err)
 	in, err := inbox.New(pool, inbox.Config{Consumer: orders.Name, Logger: log})
 	must(t, err)
-	one := in.One(s.Handler())
+	one, err := in.Group(s.GroupHandler(), inbox.GroupConfig{Max: 1})
+	must(t, err)
 	return &rig{t: t, pool: pool, server: server, service: s, store: store, described: described, settle: func(e oncebox.Event) error { return one(e.Message()) }}
 }
 

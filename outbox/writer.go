@@ -129,7 +129,7 @@ func (w *Writer) Queue(b *pgx.Batch, events ...oncebox.Event) error {
 func (w *Writer) args(events []oncebox.Event) ([]any, error) {
 	var (
 		n        = len(events)
-		ids      = make([]uuid.UUID, n)
+		ids      = make([][16]byte, n) // as pgx encodes it without a detour by text
 		sources  = make([]string, n)
 		topics   = make([]string, n)
 		keys     = make([]string, n)

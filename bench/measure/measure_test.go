@@ -59,6 +59,26 @@ func TestHalfOfAnAimIsFarOff(t *testing.T) {
 	}
 }
 
+// What cannot be had on a machine is said, and does not count as far off; it is not called reached.
+func TestAnAimAboveTheLimitIsJudgedByTheLimit(t *testing.T) {
+	for _, c := range []struct {
+		ours   float64
+		farOff bool
+		mark   string
+	}{{60, false, "**short**; the limit is 10.0"}, {40, true, "**short**; the limit is 10.0"}, {210, false, "reached"}} {
+		var ran []string
+		row := Row{Cases: []Case{{Name: "all", Contenders: []Contender{contender("a", Ours, &ran, c.ours), contender("b", Peer, &ran, 10),
+			contender("limit", Limit, &ran, 100)}}}, Aims: []Aim{Of("× b", "all", "rows/s", "a", "b", 20).Below("limit")}}
+		r, err := Run(t.Context(), row, 1, io.Discard)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if v := r.Verdicts[0]; v.FarOff() != c.farOff || v.mark() != c.mark {
+			t.Errorf("%g of 100, a peer has 10: far off %t, %s", c.ours, v.FarOff(), v.mark())
+		}
+	}
+}
+
 func TestAnAimWithoutFiguresIsAnError(t *testing.T) {
 	var ran []string
 	row := Row{Cases: []Case{{Name: "all", Contenders: []Contender{contender("a", Ours, &ran, 1, 0), contender("b", Peer, &ran, 0, 1)}}},

@@ -55,8 +55,11 @@ func (v Verdict) aim() string {
 }
 
 func (v Verdict) mark() string {
-	if v.Reached() {
+	switch {
+	case v.Reached():
 		return "reached"
+	case v.Ceiling > 0 && v.Ceiling < v.Want:
+		return "**short**; the limit is " + Number(v.Ceiling)
 	}
 	return "**short**"
 }

@@ -37,7 +37,7 @@ func main() {
 				return service.Built{}, err
 			}
 			outside, err := c.outside(s)
-			return service.Built{Routes: s.Routes, Keys: s.Keys(), Forget: s.Forget, Handler: s.Handler(), GroupHandler: s.GroupHandler(),
+			return service.Built{Routes: s.Routes, Keys: s.Keys(), Forget: s.Forget, Handler: s.GroupHandler(),
 				Outside: outside, Books: s.Books, Trace: s.Trace}, err
 		},
 	})

@@ -26,7 +26,7 @@ func main() {
 		ReadsStream: events.BillingStream, ReadsSubjects: events.BillingSubjects, Reads: "billing", Consumers: []string{"billing"},
 		Build: func(p service.Parts) (service.Built, error) {
 			s := orders.New(p.Pool, p.Outbox, orders.Config{Wake: p.Wake, Registerer: p.Registerer})
-			return service.Built{Routes: s.Routes, Keys: s.Keys(), Forget: s.Forget, Handler: s.Handler(), Purge: s.Purge,
+			return service.Built{Routes: s.Routes, Keys: s.Keys(), Forget: s.Forget, Handler: s.GroupHandler(), Purge: s.Purge,
 				Books: s.Books, Trace: s.Trace}, nil
 		},
 	})

@@ -61,7 +61,7 @@ func (a *assembly) connect(ctx context.Context, b Broker) error {
 			return err
 		}
 	}
-	a.pool, err = connect(ctx, a.DatabaseURL, a.MaxConns, a.timeouts(), a.log, password(a.PasswordFile), a.traces.queries, idempotency.TunePool)
+	a.pool, err = connect(ctx, a.DatabaseURL, a.MaxConns, a.serving(), a.log, password(a.PasswordFile), a.traces.queries, idempotency.TunePool)
 	if err != nil {
 		return err
 	}
@@ -124,10 +124,7 @@ func (a *assembly) build() (err error) {
 	if err != nil {
 		return err
 	}
-	a.built.Handler = a.traces.events(a.def.Name, a.built.Handler, a.log)
-	if a.built.GroupHandler != nil {
-		a.built.GroupHandler = a.traces.groups(a.def.Name, a.built.GroupHandler, a.log)
-	}
+	a.built.Handler = a.traces.groups(a.def.Name, a.built.Handler, a.log)
 	if o := a.built.Outside; o != nil {
 		o.Settle = a.traces.answers(a.def.Name, o.Settle, a.log)
 	}
@@ -151,14 +148,13 @@ func (a *assembly) makeInbox() (err error) {
 	}
 	cfg := broker.SubscriberConfig{
 		Stream: a.def.ReadsStream, Group: a.def.Name, AckWait: a.AckWait, Lanes: a.Lanes, Logger: a.log, Registerer: a.reg}
-	handle := a.in.One(a.built.Handler)
-	cfg.MaxAckPending = max(a.Lanes, minInHand)
-	switch {
-	case a.built.Outside != nil:
+	var handle message.NoPublishHandlerFunc
+	if a.built.Outside != nil {
+		cfg.MaxAckPending = max(a.Lanes, minInHand)
 		handle, err = a.in.External(*a.built.Outside)
-	case a.built.GroupHandler != nil:
+	} else {
 		cfg.MaxAckPending = max(a.Lanes, maxInHand)
-		handle, err = a.in.Group(a.built.GroupHandler, inbox.GroupConfig{Lanes: min(a.Lanes, groupLanes)})
+		handle, err = a.in.Group(a.built.Handler, inbox.GroupConfig{Lanes: min(a.Lanes, groupLanes)})
 	}
 	if err != nil {
 		return err
@@ -178,13 +174,10 @@ func (a *assembly) makeInbox() (err error) {
 
 // letters are the dead letters, retried as their messages were handled.
 func (a *assembly) letters() (*inbox.DeadLetters, error) {
-	switch {
-	case a.built.Outside != nil:
+	if a.built.Outside != nil {
 		return a.in.DeadOutside(*a.built.Outside)
-	case a.built.GroupHandler != nil:
-		return a.in.Dead(a.built.GroupHandler), nil
 	}
-	return a.in.Dead(inbox.Each(a.built.Handler)), nil
+	return a.in.Dead(a.built.Handler), nil
 }
 
 func (a *assembly) makeKeys(ctx context.Context, k KeyStore) (err error) {

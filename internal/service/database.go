@@ -59,6 +59,16 @@ func (d Database) timeouts() map[string]string {
 	return params
 }
 
+// serving are the parameters of the sessions that requests and messages are served by: timeouts, and no sequential scans. All that
+// they ask is by an index. A session keeps the plan of a statement, and of a foreign key's check, and would choose to read the whole of a
+// table that has a page or two; when that has grown it goes on so until autovacuum has been there: 30 ms for a key among 100,000,
+// and 550 charges/s of 9,900.
+func (d Database) serving() map[string]string {
+	params := d.timeouts()
+	params["enable_seqscan"] = "off"
+	return params
+}
+
 // readPassword is the file's, without the white space around it, "" where there is no file.
 func readPassword(file string) (string, error) {
 	if file == "" {

@@ -45,15 +45,14 @@ type Parts struct {
 
 // Built is a service's own work.
 type Built struct {
-	Routes  func(huma.API)
-	Handler inbox.Handler
-	// GroupHandler, if set, handles the messages in hand together, in Handler's place.
-	GroupHandler inbox.GroupHandler
+	Routes func(huma.API)
+	// Handler handles the messages in hand together.
+	Handler inbox.GroupHandler
 	// Keys are the policies of the operations that take an Idempotency-Key, by method.
 	Keys map[string]idempotency.Policy
 	// Forget takes expired keys from the rows that they guard.
 	Forget func(context.Context, pgx.Tx, []idempotency.ExpiredKey) error
-	// Outside, if set, handles each message by an effect outside the database, in the place of both.
+	// Outside, if set, handles each message by an effect outside the database, in Handler's place.
 	Outside *inbox.Outside
 	// Purge, if set, deletes for good what has been deleted long enough. It is called once an hour.
 	Purge func(context.Context) error
