@@ -99,15 +99,16 @@ func (r *run) lastSeq(ctx context.Context, stream string) uint64 {
 	return s.CachedInfo().State.LastSeq
 }
 
-// rollBack puts the copy back once the streams have grown beyond it.
+// rollBack puts the copy back once a stream has grown beyond it. (Both need not have: a relay that takes over again and again has to
+// read its stream back first.)
 func (r *run) rollBack(ctx context.Context, f fault, state string) (string, error) {
 	ok, err := r.place(ctx, placeLimit, func() (bool, error) {
 		for _, d := range directions {
-			if end := r.lastSeq(ctx, d.stream); end <= r.copied.ends[d.stream] {
-				return false, nil
+			if r.lastSeq(ctx, d.stream) > r.copied.ends[d.stream] {
+				return true, nil
 			}
 		}
-		return true, nil
+		return false, nil
 	})
 	if !ok || err != nil {
 		return "", err
