@@ -99,10 +99,13 @@ func (r *run) lastSeq(ctx context.Context, stream string) uint64 {
 	return s.CachedInfo().State.LastSeq
 }
 
+// growLimit is how long a stream may take to grow.
+const growLimit = 20 * time.Second
+
 // rollBack puts the copy back once a stream has grown beyond it. (Both need not have: a relay that takes over again and again has to
 // read its stream back first.)
 func (r *run) rollBack(ctx context.Context, f fault, state string) (string, error) {
-	ok, err := r.place(ctx, placeLimit, func() (bool, error) {
+	ok, err := r.place(ctx, growLimit, func() (bool, error) {
 		for _, d := range directions {
 			if r.lastSeq(ctx, d.stream) > r.copied.ends[d.stream] {
 				return true, nil
