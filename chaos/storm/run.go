@@ -35,7 +35,7 @@ type run struct {
 	mu       sync.Mutex
 	fired    map[string]int
 	problems []string // of the faults themselves
-	spread   time.Duration
+	spreads  []time.Duration // between the first and the last of all processes that were killed at once
 }
 
 func newRun(o options, w *world, f *folder, plan schedule) *run {

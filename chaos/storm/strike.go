@@ -134,7 +134,7 @@ func (r *run) killAll(ctx context.Context) error {
 	}
 	spread := time.Since(began)
 	r.mu.Lock()
-	r.spread = max(r.spread, spread)
+	r.spreads = append(r.spreads, spread)
 	r.mu.Unlock()
 	var err error
 	for _, p := range w.programs {
