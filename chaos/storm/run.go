@@ -34,7 +34,7 @@ type run struct {
 
 	mu       sync.Mutex
 	fired    map[string]int
-	problems []string // of the faults themselves
+	problems []string        // of the faults themselves
 	spreads  []time.Duration // between the first and the last of all processes that were killed at once
 }
 
