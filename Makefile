@@ -11,7 +11,7 @@ FUZZ := 150000x
 MODULES := . idempotency/redisstore chaos bench
 each = @status=0; for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || status=1; done; exit $$status
 
-.PHONY: help demo bench test test-browser race soak mutants fuzz lint fmt docs env
+.PHONY: help demo bench test test-browser race chaos soak mutants fuzz lint fmt docs env
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,10 @@ test-browser: ## look at the demo's page with a real Chromium. SCREENSHOTS=folde
 race: ## the same under the race detector
 	.ci/install
 	$(call each,$(MODULES),$(TEST) -race ./...)
+
+chaos: ## a storm over everything: kills, outages, disks that are lost, and a judge; 10 minutes. CHAOS="-seed 7 -kills 20 -orders 2000"; CHAOS=-help lists the rest
+	@.ci/install
+	@cd chaos && go build -buildvcs=false -o ../bin/storm ./storm && ../bin/storm $(CHAOS)
 
 soak: ## run the tests of the relay, the broker, the inbox, the keys and the page at real times and sizes, for an hour or so
 	.ci/install

@@ -1,0 +1,226 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// A run is one storm.
+type run struct {
+	o    options
+	w    *world
+	f    *folder
+	plan schedule
+	c    *clients
+
+	lasting sync.WaitGroup // faults that end later, beside the next ones
+	quota   int            // how far the gate is to be open for the fault of now
+	step    int            // how many intents come with each fault
+	drawn   int            // beyond it, as drawn by faults that saw no work
+	copied  storeCopy
+
+	kills atomic.Int64
+	stage atomic.Pointer[string]
+
+	mu       sync.Mutex
+	fired    map[string]int
+	problems []string        // of the faults themselves
+	spreads  []time.Duration // between the first and the last of all processes that were killed at once
+}
+
+func newRun(o options, w *world, f *folder, plan schedule) *run {
+	return &run{o: o, w: w, f: f, plan: plan, fired: map[string]int{}}
+}
+
+func (r *run) phase(format string, args ...any) {
+	s := fmt.Sprintf(format, args...)
+	r.stage.Store(&s)
+}
+
+func (r *run) problem(format string, args ...any) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.problems = append(r.problems, fmt.Sprintf(format, args...))
+}
+
+// all is the whole run: faults, mending, settling, judging.
+func (r *run) all(ctx context.Context) (*verdict, error) {
+	history, err := newLines(filepath.Join(r.f.path, historyFile))
+	if err != nil {
+		return nil, err
+	}
+	r.c = newClients(r.o, r.w, history)
+	r.phase("starting")
+	before, err := r.w.footprints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	watch, stopWatch := context.WithCancel(ctx)
+	defer stopWatch()
+	var watchers sync.WaitGroup
+	for _, p := range r.w.programs {
+		watchers.Go(func() { r.watch(watch, p) })
+	}
+	watchers.Go(func() { r.progress(watch) })
+	defer watchers.Wait()
+	defer stopWatch()
+
+	v, err := r.load(ctx)
+	if err != nil {
+		return nil, errors.Join(err, history.close())
+	}
+	settleFrom := time.Now()
+	r.phase("settling")
+	unsettled, err := r.settle(ctx)
+	if err != nil {
+		return nil, errors.Join(err, history.close())
+	}
+	v.settled = time.Since(settleFrom)
+	if unsettled != "" {
+		v.fail("not settled within %s of mending: %s", r.o.Settle, unsettled)
+	}
+	if err := errors.Join(history.close(), r.f.faults.close()); err != nil {
+		return nil, err
+	}
+	r.phase("judging")
+	after, err := r.w.footprints(ctx)
+	if err != nil {
+		return nil, err
+	}
+	v.judgeFootprints(before, after)
+	tries, err := readLines[try](filepath.Join(r.f.path, historyFile))
+	if err != nil {
+		return nil, err
+	}
+	if err := v.judge(ctx, r.o, r.w, tries); err != nil {
+		return nil, err
+	}
+	v.judgeRun(r)
+	return v, nil
+}
+
+// load is the part with faults, until all clients are done and everything is mended.
+func (r *run) load(ctx context.Context) (*verdict, error) {
+	bound, cancel := context.WithTimeoutCause(ctx, r.o.Duration, fmt.Errorf("the faults were not through within -duration %s", r.o.Duration))
+	defer cancel()
+	r.step = max(1, r.o.Orders*4/5/max(1, len(r.plan))) // the rest is for faults that see no work
+	g, gctx := errgroup.WithContext(bound)
+	g.Go(guarded(func() error { return r.c.run(gctx) }))
+	g.Go(guarded(func() error {
+		defer r.c.gate.raise(r.o.Orders)
+		err := r.faults(gctx)
+		r.lasting.Wait()
+		return err
+	}))
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	if err := r.w.allReady(ctx); err != nil {
+		return nil, err
+	}
+	return &verdict{seed: r.o.Seed}, nil
+}
+
+// release lets the load of the next fault through.
+func (r *run) release() {
+	r.quota += r.step
+	r.open()
+}
+
+// draw lets some more through, of what comes later.
+func (r *run) draw() {
+	r.drawn += max(4, r.step/5)
+	r.open()
+}
+
+func (r *run) open() { r.c.gate.raise(min(r.o.Orders, r.quota+r.drawn)) }
+
+// faults brings all of the schedule, one after the other. A quarter of the time there are none.
+func (r *run) faults(ctx context.Context) error {
+	cycle := time.Now()
+	for _, f := range r.plan {
+		r.phase("fault %d/%d: %s %s", f.N, len(r.plan), f.name(), f.Target)
+		if f.Kind == calm {
+			if err := r.rest(ctx, time.Since(cycle)/3); err != nil {
+				return err
+			}
+			cycle = time.Now()
+			continue
+		}
+		began, waiting := r.c.now(), r.w.waiting(ctx)
+		state, err := r.strike(ctx, f)
+		if err != nil {
+			return fmt.Errorf("fault %d, %s %s: %w", f.N, f.name(), f.Target, err)
+		}
+		r.f.faults.add(struct {
+			fault
+			At      int64  `json:"at"` // µs since the storm began
+			Took    int64  `json:"took"`
+			Seen    string `json:"seen"`
+			Waiting int    `json:"waiting"` // messages in the streams, before, that were not acknowledged
+		}{f, began, r.c.now() - began, state, waiting})
+		if state == "" {
+			r.problem("fault %d, %s %s, found no work to come into", f.N, f.name(), f.Target)
+			continue
+		}
+		r.count(f.name())
+		r.kills.Add(int64(f.kills()))
+	}
+	return nil
+}
+
+func (r *run) count(name string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.fired[name]++
+}
+
+// rest is a time without faults. It begins when all that lasts is over.
+func (r *run) rest(ctx context.Context, d time.Duration) error {
+	r.lasting.Wait()
+	r.release()
+	return pause(ctx, d)
+}
+
+// after does something when some time has passed, beside the faults that follow.
+func (r *run) after(ctx context.Context, ms int, do func() error) {
+	r.lasting.Go(func() {
+		_ = pause(ctx, time.Duration(ms)*time.Millisecond) // what is broken is mended, also when the run ends
+		if err := guarded(do)(); err != nil && ctx.Err() == nil {
+			r.w.fail(err)
+		}
+	})
+}
+
+// watch asks a program for its counters, again and again: what a killed one had counted is gone with it.
+func (r *run) watch(ctx context.Context, p *program) {
+	for pause(ctx, 300*time.Millisecond) == nil {
+		_ = p.look(ctx) // one that is away is asked again
+	}
+}
+
+// progress says each two seconds how far the run is: on a line that is written over where there is a terminal, else on one of its own.
+func (r *run) progress(ctx context.Context) {
+	begin, end := "", "\n"
+	if out, err := os.Stdout.Stat(); err == nil && out.Mode()&os.ModeCharDevice != 0 {
+		begin, end = "\r\x1b[K", ""
+		defer fmt.Println()
+	}
+	for pause(ctx, 2*time.Second) == nil {
+		fmt.Printf("%s%4.0f s: %d/%d answered, %d tries, %d/%d kills, %.80s%s", begin, time.Since(r.c.begun).Seconds(), r.c.answered.Load(), r.o.Orders,
+			r.c.tries.Load(), r.kills.Load(), r.plan.kills(), *r.stage.Load(), end)
+	}
+}
+
+// sorted are the names of counts.
+func sorted(counts map[string]int) []string { return slices.Sorted(maps.Keys(counts)) }
