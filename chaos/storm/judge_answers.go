@@ -143,19 +143,26 @@ func (v *verdict) judgeLinear(tries []try, told told) {
 	}
 	var keys []request
 	for key, ops := range histories {
-		if len(ops) > 1 && len(ops) <= linearTries {
+		switch {
+		case len(ops) > linearTries:
+			v.unsearched++
+		case len(ops) > 1:
 			keys = append(keys, key)
 		}
 	}
 	slices.SortFunc(keys, func(a, b request) int { return len(histories[b]) - len(histories[a]) })
 	model := onceModel.ToModel()
 	for _, key := range keys[:min(len(keys), linearKeys)] {
-		if porcupine.CheckOperationsTimeout(model, histories[key], linearLimit) == porcupine.Illegal {
+		switch porcupine.CheckOperationsTimeout(model, histories[key], linearLimit) {
+		case porcupine.Ok:
+			v.linear++
+		case porcupine.Illegal:
 			v.fail("intent %d: what its tries of %s were told is not linearizable", key.n, key.op)
-			continue
+		default:
+			v.unsearched++
 		}
-		v.linear++
 	}
+	v.check(v.unsearched <= v.linear/100, "the histories of %d keys could not be searched within %s, of %d they were", v.unsearched, linearLimit, v.linear)
 }
 
 // query reads all rows by position.

@@ -9,7 +9,7 @@ import (
 
 // judgeLogs looks for secrets and for what should never be written, in the logs of the services.
 func (v *verdict) judgeLogs(w *world) error {
-	never := append([]string{keyPrefix, "panic:", "fatal error:", "DATA RACE"}, w.secrets...)
+	never := append([]string{keyPrefix, "panic:", "panicked", `"panic"`, "panic serving", "runtime error:", "fatal error:", "DATA RACE"}, w.secrets...)
 	for _, p := range w.programs {
 		log, err := os.ReadFile(p.log)
 		if err != nil {

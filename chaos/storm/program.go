@@ -29,13 +29,22 @@ type program struct {
 	turn  turn         // one fault of it at a time
 	asked atomic.Int64 // requests of clients that are on their way to it
 
-	mu    sync.Mutex
-	proc  *devstack.Process
-	ours  *atomic.Bool // whether the end of proc is our doing
-	exits []string     // the last lines of processes that ended by themselves
-	over  bool         // not to be started again
+	mu   sync.Mutex
+	proc *devstack.Process
+	ours *atomic.Bool // whether the end of proc is our doing
+	// served says whether proc was ready once.
+	served *atomic.Bool
+	exits  []exit // of processes that ended by themselves
+	over   bool   // not to be started again
 
 	counters counters
+}
+
+// An exit is the end of a process that nobody asked for. One that has served outlasts what comes; a start may fail while its database
+// is away.
+type exit struct {
+	last   string // line of its log
+	served bool
 }
 
 // restartPause is how long a supervisor waits.
@@ -56,8 +65,8 @@ func (p *program) start() error {
 	if err != nil {
 		return err
 	}
-	ours := new(atomic.Bool)
-	p.proc, p.ours = proc, ours
+	ours, served := new(atomic.Bool), new(atomic.Bool)
+	p.proc, p.ours, p.served = proc, ours, served
 	p.counters.next()
 	go func() {
 		<-proc.Done()
@@ -65,7 +74,7 @@ func (p *program) start() error {
 			return
 		}
 		p.mu.Lock()
-		p.exits = append(p.exits, lastLines(p.log, 1))
+		p.exits = append(p.exits, exit{lastLines(p.log, 1), served.Load()})
 		p.mu.Unlock()
 		<-time.After(restartPause)
 		if err := p.start(); err != nil {
@@ -157,6 +166,9 @@ func (p *program) end(ctx context.Context) error {
 func (p *program) ready(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, askLimit)
 	defer cancel()
+	p.mu.Lock()
+	served := p.served
+	p.mu.Unlock()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, p.admin+"/readyz", nil)
 	if err != nil {
 		return false
@@ -166,7 +178,11 @@ func (p *program) ready(ctx context.Context) bool {
 		return false
 	}
 	defer res.Body.Close()
-	return res.StatusCode == http.StatusOK
+	if res.StatusCode != http.StatusOK {
+		return false
+	}
+	served.Store(true)
+	return true
 }
 
 func (p *program) awaitReady(ctx context.Context) error {

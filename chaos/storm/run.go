@@ -29,8 +29,9 @@ type run struct {
 	drawn   int            // beyond it, as drawn by faults that saw no work
 	copied  storeCopy
 
-	kills atomic.Int64
-	stage atomic.Pointer[string]
+	kills     atomic.Int64
+	failovers atomic.Int64
+	stage     atomic.Pointer[string]
 
 	mu       sync.Mutex
 	fired    map[string]int
@@ -70,6 +71,9 @@ func (r *run) all(ctx context.Context) (*verdict, error) {
 	var watchers sync.WaitGroup
 	for _, p := range r.w.programs {
 		watchers.Go(func() { r.watch(watch, p) })
+	}
+	for _, d := range directions {
+		watchers.Go(func() { r.watchLease(watch, d.producer) })
 	}
 	watchers.Go(func() { r.progress(watch) })
 	defer watchers.Wait()
@@ -206,6 +210,23 @@ func (r *run) after(ctx context.Context, ms int, do func() error) {
 func (r *run) watch(ctx context.Context, p *program) {
 	for pause(ctx, 300*time.Millisecond) == nil {
 		_ = p.look(ctx) // one that is away is asked again
+	}
+}
+
+// watchLease counts how often the lease of a service's relays comes to another process than had it. One that takes its own again, after
+// an error, is not counted.
+func (r *run) watchLease(ctx context.Context, service string) {
+	last := ""
+	for pause(ctx, 100*time.Millisecond) == nil {
+		var holder string
+		err := r.w.database(service).QueryRow(ctx, "SELECT holder FROM oncebox.outbox_cursor WHERE name = $1", service).Scan(&holder)
+		if err != nil || holder == "" || holder == last { // away, or nobody's just now
+			continue
+		}
+		if last != "" {
+			r.failovers.Add(1)
+		}
+		last = holder
 	}
 }
 

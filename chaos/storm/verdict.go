@@ -20,7 +20,7 @@ type verdict struct {
 	failovers                 int
 	guardInbox, guardOrder    int
 	settled                   time.Duration
-	linear                    int // keys whose histories were searched
+	linear, unsearched        int // keys whose histories are linearizable, and those that were too long to search
 	problems                  []string
 	rows                      [][2]string // what is shown
 }
@@ -78,8 +78,9 @@ func (v *verdict) judgeRun(r *run) {
 		row("tries that ended with: "+name, c.saw[name])
 	}
 	for _, p := range r.w.programs {
-		for _, last := range p.exits {
-			v.rows = append(v.rows, [2]string{p.name + " ended by itself", fmt.Sprintf("%.300s", last)})
+		for _, e := range p.exits {
+			v.rows = append(v.rows, [2]string{p.name + " ended by itself", fmt.Sprintf("%.300s", e.last)})
+			v.check(!e.served, "%s ended by itself after it had served: %.300s", p.name, e.last)
 		}
 	}
 	guards := map[string]string{
@@ -93,7 +94,7 @@ func (v *verdict) judgeRun(r *run) {
 		row("at least, "+name, r.w.counted(guards[name]))
 	}
 	v.redelivered, v.guardInbox = r.w.counted("oncebox_subscriber_redelivered_total"), r.w.counted("oncebox_inbox_noops_total")
-	v.replays = int(c.replays.Load())
+	v.replays, v.failovers = int(c.replays.Load()), int(r.failovers.Load())
 	if len(r.spreads) > 0 {
 		// On a machine that does other things the storm itself may be put aside between two signals.
 		least := slices.Min(r.spreads)
@@ -116,7 +117,7 @@ func (v *verdict) table(out io.Writer) {
 	for _, row := range v.rows {
 		fmt.Fprintf(tw, "%s\t%s\n", row[0], row[1])
 	}
-	fmt.Fprintf(tw, "keys whose histories are linearizable\t%d\n", v.linear)
+	fmt.Fprintf(tw, "keys whose histories are linearizable\t%d, and %d too long to search\n", v.linear, v.unsearched)
 	_ = tw.Flush() // the terminal's trouble
 }
 
