@@ -15,7 +15,6 @@ import (
 	"github.com/oncebox/oncebox/broker"
 	"github.com/oncebox/oncebox/idempotency"
 	"github.com/oncebox/oncebox/inbox"
-	"github.com/oncebox/oncebox/migrations"
 	"github.com/oncebox/oncebox/outbox"
 )
 
@@ -66,8 +65,8 @@ func (a *assembly) connect(ctx context.Context, b Broker) error {
 		return err
 	}
 	a.open["requests' connections to Postgres"] = done(a.pool.Close)
-	if err := migrations.Check(ctx, a.pool, a.def.lines()...); err != nil {
-		return fmt.Errorf("%w: run %s migrate", err, a.def.Name)
+	if err := a.def.checkMigrated(ctx, a.pool, a.log); err != nil {
+		return err
 	}
 	// The relay has connections of its own: it renews its lease however many requests wait for one.
 	relayURL, relayPassword := a.Options.relay()

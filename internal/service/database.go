@@ -69,6 +69,15 @@ func (d Database) serving() map[string]string {
 	return params
 }
 
+// checkMigrated waits for a database that is away just now; one that lacks migrations is an error at once, which says what to do.
+func (d Definition) checkMigrated(ctx context.Context, pool *pgxpool.Pool, log *slog.Logger) error {
+	err := awaitPostgres(ctx, log, func() error { return migrations.Check(ctx, pool, d.lines()...) })
+	if errors.Is(err, migrations.ErrBehind) {
+		return fmt.Errorf("%w: run %s migrate", err, d.Name)
+	}
+	return err
+}
+
 // readPassword is the file's, without the white space around it, "" where there is no file.
 func readPassword(file string) (string, error) {
 	if file == "" {
@@ -120,15 +129,7 @@ func connect(ctx context.Context, url string, maxConns int32, params map[string]
 	if err != nil {
 		return nil, fmt.Errorf("the database URL: %w", err)
 	}
-	_, err = backoff.Retry(ctx, func() (struct{}, error) {
-		err := pool.Ping(ctx)
-		if hopeless(err) {
-			err = backoff.Permanent(err)
-		}
-		return struct{}{}, err
-	},
-		backoff.WithMaxElapsedTime(30*time.Second),
-		backoff.WithNotify(func(err error, in time.Duration) { log.Warn("waiting for Postgres", "error", err, "retry_in", in) }))
+	err = awaitPostgres(ctx, log, func() error { return pool.Ping(ctx) })
 	if err != nil {
 		pool.Close()
 		return nil, fmt.Errorf("connect to Postgres: %w", err)
@@ -136,10 +137,24 @@ func connect(ctx context.Context, url string, maxConns int32, params map[string]
 	return pool, nil
 }
 
+// awaitPostgres repeats f for half a minute, unless waiting does not help.
+func awaitPostgres(ctx context.Context, log *slog.Logger, f func() error) error {
+	_, err := backoff.Retry(ctx, func() (struct{}, error) {
+		err := f()
+		if hopeless(err) {
+			err = backoff.Permanent(err)
+		}
+		return struct{}{}, err
+	},
+		backoff.WithMaxElapsedTime(30*time.Second),
+		backoff.WithNotify(func(err error, in time.Duration) { log.Warn("waiting for Postgres", "error", err, "retry_in", in) }))
+	return err
+}
+
 func hopeless(err error) bool {
 	if pg, ok := errors.AsType[*pgconn.PgError](err); ok {
-		return strings.HasPrefix(pg.Code, "28") // the password, or pg_hba.conf
+		return strings.HasPrefix(pg.Code, "28") || pg.Code == "42501" // the password, or pg_hba.conf; a right that is missing
 	}
 	_, untrusted := errors.AsType[*tls.CertificateVerificationError](err)
-	return untrusted
+	return untrusted || errors.Is(err, migrations.ErrBehind)
 }
