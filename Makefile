@@ -39,12 +39,14 @@ chaos: ## a storm over everything: kills, outages, disks that are lost, and a ju
 	@.ci/install
 	@cd chaos && go build -buildvcs=false -o ../bin/storm ./storm && ../bin/storm $(CHAOS)
 
-soak: ## run the tests of the relay, the broker, the inbox and the keys at real times and sizes, for an hour or so
+soak: ## run the tests of the relay, the broker, the inbox, the keys and the page at real times and sizes, for an hour or so
 	.ci/install
 	ONCEBOX_SOAK=1 go test -count=1 -timeout=4h -v ./outbox
 	ONCEBOX_SOAK=1 go test -count=1 -timeout=2h -v ./broker ./inbox ./idempotency
 	cd idempotency/redisstore && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v .
 	cd chaos && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v -run '^(TestARedisThatForgetsMakesNoSecondOrder|TestVerifyComparesAllOrdersAndThenWhatIsNew|TestABrokerThatLostItsDiskWithEventsInFlightIsFilledAgain)$$' .
+	.ci/install chromium
+	cd cmd/demo/browser && ONCEBOX_SOAK=1 go test -count=1 -v -run '^TestAThousandLiveRowsAreSmooth$$' .
 	go test -run '^$$' -bench Charge -benchtime 20000x -count 3 ./billing
 	go test -run '^$$' -bench Poison -benchtime 20000x -timeout=1h ./billing
 

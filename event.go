@@ -217,3 +217,19 @@ func Taken(ctx context.Context) {
 		taken()
 	}
 }
+
+type repeatedKey struct{}
+
+// WithRepeated notes in a message's context what a handler calls to say that it had handled the message before.
+func WithRepeated(ctx context.Context, repeated func()) context.Context {
+	return context.WithValue(ctx, repeatedKey{}, repeated)
+}
+
+// Repeated tells the subscriber of ctx's message that the message had been handled before and changed nothing now, which only a
+// handler with a memory knows: a consumer that was made again hands everything out as if for the first time. It has to be called
+// before the message is acked.
+func Repeated(ctx context.Context) {
+	if repeated, ok := ctx.Value(repeatedKey{}).(func()); ok {
+		repeated()
+	}
+}

@@ -6,6 +6,7 @@ import (
 	"hash/maphash"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/ThreeDotsLabs/watermill/message"
@@ -123,6 +124,8 @@ func (h *hand) handle(m jetstream.Msg) {
 	ctx, cancel := context.WithCancel(oncebox.WithDelivered(h.ctx, delivered))
 	taken := make(chan struct{})
 	ctx = oncebox.WithTaken(ctx, sync.OnceFunc(func() { close(taken) }))
+	var repeated atomic.Bool
+	ctx = oncebox.WithRepeated(ctx, func() { repeated.Store(true) })
 	wm := watermillMessage(m)
 	wm.SetContext(ctx)
 	select {
@@ -135,7 +138,9 @@ func (h *hand) handle(m jetstream.Msg) {
 	end := func() {
 		defer cancel()
 		defer h.leave(m)
-		h.settle(m, wm, delivered, stored)
+		if h.settle(m, wm, delivered) && !repeated.Load() { // one that comes again after a year was not handled a year late
+			h.s.metrics.delay.Observe(time.Since(stored).Seconds())
+		}
 	}
 	select {
 	case <-wm.Acked():
@@ -149,8 +154,8 @@ func (h *hand) handle(m jetstream.Msg) {
 	}
 }
 
-// settle tells the broker what the handler said of a message that the stream has since stored.
-func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int, stored time.Time) {
+// settle tells the broker what the handler said of a message, and returns whether it was acked.
+func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int) (acked bool) {
 	select {
 	case <-wm.Acked():
 	case <-wm.Nacked():
@@ -159,9 +164,8 @@ func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int, store
 	var err error
 	select {
 	case <-wm.Acked():
-		err = m.Ack()
+		err, acked = m.Ack(), true
 		h.s.metrics.acked.Inc()
-		h.s.metrics.delay.Observe(time.Since(stored).Seconds())
 	case <-wm.Nacked():
 		err = m.NakWithDelay(h.s.backoff(delivered))
 		h.s.metrics.nacked.Inc()
@@ -171,6 +175,7 @@ func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int, store
 	if err != nil { // it comes again after AckWait
 		h.s.cfg.Logger.Warn("broker: acknowledgement not sent", "stream", h.s.cfg.Stream, "group", h.s.cfg.Group, "error", err)
 	}
+	return acked
 }
 
 // count is how many messages are in hand, and for how many seconds the oldest is.

@@ -34,7 +34,7 @@ func newSubscriberMetrics(cfg SubscriberConfig) *subscriberMetrics {
 		nacked:      counter("nacked_total", "Messages given back, to come again."),
 		redelivered: counter("redelivered_total", "Messages received that had been handed out before."),
 		delay: prometheus.NewHistogram(prometheus.HistogramOpts{Namespace: "oncebox", Subsystem: "subscriber", Name: "delay_seconds",
-			Help: "From a message's storing in the stream to the end of its handling.", ConstLabels: labels,
+			Help: "From a message's storing in the stream to the end of its handling; what had been handled before is not counted.", ConstLabels: labels,
 			Buckets: prometheus.ExponentialBuckets(0.001, 4, 10)}),
 		pending:  gauge("pending", "Messages in the stream that the group was not handed yet, as of looked_at_seconds."),
 		unacked:  gauge("unacked", "Messages that the group was handed and has not acknowledged, as of looked_at_seconds."),

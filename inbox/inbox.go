@@ -29,6 +29,8 @@ import (
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/oncebox/oncebox"
 )
 
 // Config configures an [Inbox].
@@ -155,6 +157,7 @@ func (in *Inbox) finish(d *delivery) error {
 		in.metrics.handled.Inc()
 	case noop:
 		in.metrics.noops.Inc()
+		oncebox.Repeated(d.raw.Context())
 	case unknown:
 		in.metrics.unknown.Inc()
 	case dead:

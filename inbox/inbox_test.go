@@ -117,8 +117,13 @@ func TestARedeliveryChangesNothing(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)
 	e := event("a")
-	for range 3 {
-		must(t, r.in.One(effect)(e.Message()))
+	for i := range 3 {
+		m, repeated := e.Message(), false
+		m.SetContext(oncebox.WithRepeated(context.Background(), func() { repeated = true }))
+		must(t, r.in.One(effect)(m))
+		if repeated != (i > 0) {
+			t.Errorf("delivery %d: the subscriber hears %t of whether it was handled before", i+1, repeated)
+		}
 	}
 	r.wantEffects(1)
 	r.wantLetters()

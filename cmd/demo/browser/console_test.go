@@ -123,6 +123,26 @@ func TestChartsAreDrawnAndNamed(t *testing.T) {
 	v.until(fmt.Sprintf("%s !== %q", stroke, before))
 }
 
+// What is handed out again was handled long ago, and is no charge that took so long: the latency stays what it was.
+func TestARedeliveryIsNoLatency(t *testing.T) {
+	v := visit(t)
+	v.fresh(true)
+	v.click("[data-pay='10']")
+	v.settled(10)
+	const delays, stopped = "oncebox_subscriber_delay_seconds_count", "oncebox_inbox_noops_total"
+	counted, before := v.metric(demo.billingMetrics, delays, ""), v.metric(demo.billingMetrics, stopped, "")
+	if counted < 10 {
+		t.Fatalf("%d delays of 10 charges", counted)
+	}
+	v.happens("redeliver")
+	if again := v.metric(demo.billingMetrics, stopped, "") - before; again < 10 {
+		t.Fatalf("%d messages came again", again)
+	}
+	if now := v.metric(demo.billingMetrics, delays, ""); now != counted {
+		t.Errorf("%d delays are counted of messages that were handled before", now-counted)
+	}
+}
+
 // One gets everywhere by the keyboard, in the order in which the page reads, and sees where one is.
 func TestTheKeyboardReachesEachControlInOrder(t *testing.T) {
 	v := visit(t)

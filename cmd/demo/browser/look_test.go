@@ -67,17 +67,29 @@ func TestItCanBeRead(t *testing.T) {
 				v.until("(document.querySelector('#letters button:last-child').click(), true)")
 				v.until("document.querySelectorAll('#journey li').length > 0")
 			}
-			low, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string](lowContrast))
-			if err != nil {
-				t.Fatal(err)
-			}
-			for _, l := range low {
-				t.Errorf("%s, %s: %s", look.name, view, l)
-			}
+			v.legible(view + " " + look.name)
 			v.until("document.documentElement.scrollWidth <= innerWidth") // nothing to scroll sideways
 			v.shoot(view+"-"+look.name, chromedp.CaptureScreenshot())
 			v.shoot(view+"-"+look.name+"-full", chromedp.FullScreenshot(100))
+			if view == "lab" {
+				v.rows() // they fit into their places at this width too
+				v.until("(document.getElementById('intents').scrollTop = 1e6, document.getElementById('intent-1') !== null)")
+				v.until("document.querySelector('#rows tr.twice-row') !== null")
+				v.legible("the oldest rows " + look.name)
+			}
 		}
+	}
+}
+
+// legible fails for each text that is not.
+func (v *visitor) legible(where string) {
+	v.t.Helper()
+	low, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string](lowContrast))
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	for _, l := range low {
+		v.t.Errorf("%s: %s", where, l)
 	}
 }
 

@@ -51,7 +51,7 @@ func (p *Page) journey(ctx context.Context, q string) (journey, error) {
 	}
 	p.mu.Lock()
 	for _, s := range j.Steps {
-		if seen := p.passed[s.Event]; s.Event != "" && seen.first > 0 && (s.Where == outboxOf(orders.Name) || s.Where == outboxOf(billing.Name)) {
+		if seen := p.passed.of[s.Event]; s.Event != "" && seen.first > 0 && (s.Where == outboxOf(orders.Name) || s.Where == outboxOf(billing.Name)) {
 			what := fmt.Sprintf("stored as message %d", seen.first)
 			if seen.copies > 0 {
 				what += fmt.Sprintf(", and %d copies after it", seen.copies)

@@ -128,8 +128,8 @@ type Page struct {
 	lastOutcome int
 	desks       []desk
 	history     history
-	passed      map[string]passage // of the messages that were watched, by event id
-	changed     chan struct{}      // closed at the next change
+	passed      *passages
+	changed     chan struct{} // closed at the next change
 	version     uint64
 }
 
@@ -153,7 +153,7 @@ const (
 // New returns a page with an empty run.
 func New(lab Lab, s Settings) *Page {
 	return &Page{lab: lab, slots: make(chan struct{}, workers), run: newRun(s), desks: make([]desk, len(lab.Admins)),
-		passed: map[string]passage{}, changed: make(chan struct{})}
+		passed: newPassages(), changed: make(chan struct{})}
 }
 
 // Run looks at the databases, JetStream and the processes until ctx is done.

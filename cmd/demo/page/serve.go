@@ -99,7 +99,7 @@ func answer(w http.ResponseWriter, err error) {
 	}
 }
 
-// A state is all that the page shows but its rows.
+// A state is all that the page shows. Its sums and its rows are of one moment, and come in one message.
 type state struct {
 	Run       string    `json:"run"`
 	Settings  Settings  `json:"settings"`
@@ -114,6 +114,7 @@ type state struct {
 	Outcomes  []Outcome `json:"outcomes"`
 	Letters   int       `json:"letters"` // of both services, as far as the console shows them
 	More      bool      `json:"more"`    // and there are more
+	Rows      []intent  `json:"rows"`    // those that have changed
 }
 
 type process struct {
@@ -122,14 +123,15 @@ type process struct {
 	State string `json:"state"` // up, dead, paused
 }
 
-// news is what has changed since version, and the version that it brings one to.
-func (p *Page) news(run string, since uint64) (s state, rows []intent, version uint64, changed <-chan struct{}) {
+// news is what is true now, with the rows that have changed since version, and the version that it brings one to.
+func (p *Page) news(run string, since uint64) (s state, version uint64, changed <-chan struct{}) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	r := p.run
 	if run != r.id {
 		since = 0
 	}
+	rows := []intent{}
 	for _, in := range r.intents {
 		if in.version > since {
 			c := *in
@@ -137,7 +139,7 @@ func (p *Page) news(run string, since uint64) (s state, rows []intent, version u
 			rows = append(rows, c)
 		}
 	}
-	s = state{Run: r.id, Settings: r.settings, Sums: r.sums(), Tries: r.tries, Lost: r.lost, Published: len(r.published), Copies: r.copies, Way: r.seen, Busy: p.busy,
+	s = state{Rows: rows, Run: r.id, Settings: r.settings, Sums: r.sums(), Tries: r.tries, Lost: r.lost, Published: len(r.published), Copies: r.copies, Way: r.seen, Busy: p.busy,
 		Outcomes: append([]Outcome{}, p.outcomes...)}
 	s.Processes = p.processes()
 	for _, d := range p.desks {
@@ -156,7 +158,7 @@ func (p *Page) news(run string, since uint64) (s state, rows []intent, version u
 		postgres.State = "silent"
 	}
 	s.Processes = append(s.Processes, nats, postgres)
-	return s, rows, p.version, p.changed
+	return s, p.version, p.changed
 }
 
 // processes are the services and the naive consumer, and how they stand. p.mu is held.
@@ -212,12 +214,9 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 	}
 	run, version := "", uint64(0)
 	for {
-		s, rows, now, changed := p.news(run, version)
+		s, now, changed := p.news(run, version)
 		run, version = s.Run, now
 		if out.send("state", s) != nil { // the browser is gone
-			return
-		}
-		if len(rows) > 0 && out.send("rows", map[string]any{"run": run, "rows": rows}) != nil {
 			return
 		}
 		if out.out.Flush() != nil || wait(r.Context(), tempo) != nil {

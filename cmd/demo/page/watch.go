@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -12,14 +13,39 @@ import (
 	"github.com/oncebox/oncebox/events"
 )
 
-// maxPassed is how many messages the page remembers for the journeys.
-const maxPassed = 50_000
+// maxPassed is how many messages the page remembers for the journeys: those of five bursts of a thousand orders, in some 2 MiB.
+const maxPassed = 10_000
 
 // A passage is where an event stands in its stream.
 type passage struct {
 	first  uint64
 	at     time.Time
 	copies int
+}
+
+// passages are those of the last messages, by event id: the oldest makes room for the newest.
+type passages struct {
+	of   map[string]passage
+	ids  []string // a ring, in the order in which they came
+	next int
+}
+
+func newPassages() *passages {
+	return &passages{of: make(map[string]passage, maxPassed), ids: make([]string, maxPassed)}
+}
+
+// note remembers a message, or that it is a copy of one.
+func (p *passages) note(id string, seq uint64, at time.Time) {
+	was, again := p.of[id]
+	switch {
+	case again && seq > was.first:
+		was.copies++
+		p.of[id] = was
+	case !again:
+		delete(p.of, p.ids[p.next])
+		p.of[id], p.ids[p.next] = passage{first: seq, at: at}, id
+		p.next = (p.next + 1) % len(p.ids)
+	}
 }
 
 // watch reads both streams beside the services, as consumers that leave no trace.
@@ -52,17 +78,10 @@ func (p *Page) saw(stream string, m jetstream.Msg) {
 	if err != nil {
 		return // no message of a stream
 	}
-	id := m.Headers().Get(oncebox.HeaderID)
+	id := strings.Clone(m.Headers().Get(oncebox.HeaderID)) // it is kept, and the message's other headers are not
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	was, again := p.passed[id]
-	switch {
-	case again && info.Sequence.Stream > was.first:
-		was.copies++
-		p.passed[id] = was
-	case len(p.passed) < maxPassed:
-		p.passed[id] = passage{first: info.Sequence.Stream, at: info.Timestamp}
-	}
+	p.passed.note(id, info.Sequence.Stream, info.Timestamp)
 	r := p.run
 	if stream != events.OrdersStream || !bytes.Contains(m.Data(), []byte(r.customers())) {
 		return

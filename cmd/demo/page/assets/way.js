@@ -17,6 +17,7 @@ const stations = [
   { name: "paid", count: (s) => s.sums.paid, what: (s) => s.way.answers ? `${count(s.way.answers)} answers under way` : "orders settled" },
 ];
 
+const still = matchMedia("(prefers-reduced-motion: reduce)");
 const words = { dead: "killed", paused: "stands still", silent: "does not answer" };
 const list = document.getElementById("way");
 for (const s of stations) {
@@ -25,6 +26,8 @@ for (const s of stations) {
   s.text = element("span", "what");
   for (const part of [element("div", "name", s.name), s.number, s.text]) s.node.append(part);
   s.before = s.lostBefore = 0;
+  s.grown = { node: s.node, more: 0, text: (n) => `+${count(n)}`, kind: "" };
+  s.cut = { node: s.node, more: 0, text: (n) => `✂ ${count(n)}`, kind: "lost" };
   list.append(s.node);
 }
 
@@ -38,24 +41,31 @@ export function show(state, fresh) {
     set(s.number, count(n));
     set(s.text, down ?? s.what(state));
     s.node.dataset.state = down ? "dead" : s.waits?.(state) > 0 ? "waits" : "";
-    if (!fresh && !document.hidden) {
-      if (n > s.before) move(s.node, `+${count(n - s.before)}`);
-      if (lost > s.lostBefore) move(s.node, `✂ ${count(lost - s.lostBefore)}`, "lost");
-    }
+    move(s.grown, fresh ? 0 : n - s.before);
+    move(s.cut, fresh ? 0 : lost - s.lostBefore);
     s.before = n;
     s.lostBefore = lost;
   }
   showProcesses(state.processes);
 }
 
-function move(node, text, kind = "") {
-  if (node.querySelectorAll(".move").length > 3) return; // the number itself is right
-  const dot = element("span", "move " + kind, text);
+// move shows that so many move on: one sign at a time, and what comes meanwhile goes with the next one.
+function move(sign, more) {
+  sign.more = unseen() ? 0 : sign.more + Math.max(0, more);
+  if (sign.more === 0 || sign.moves) return;
+  const dot = element("span", "move " + sign.kind, sign.text(sign.more));
   dot.setAttribute("aria-hidden", "true");
-  dot.addEventListener("animationend", () => dot.remove());
-  if (matchMedia("(prefers-reduced-motion: reduce)").matches) return;
-  node.append(dot);
+  dot.onanimationend = dot.onanimationcancel = () => {
+    dot.remove();
+    sign.moves = false;
+    move(sign, 0);
+  };
+  sign.more = 0;
+  sign.moves = true;
+  sign.node.append(dot);
 }
+
+const unseen = () => document.hidden || still.matches || list.closest("[hidden]") !== null;
 
 const processList = document.getElementById("processes");
 function showProcesses(processes) {
