@@ -10,11 +10,16 @@ import (
 	"time"
 )
 
-const drainPoll = 5 * time.Millisecond
+const (
+	drainPoll = 5 * time.Millisecond
+	// maxDrained bounds the connections that a stop takes beyond the limit on them: a moment's. Those behind are reset.
+	maxDrained = 256
+)
 
-// stop takes no new connections, answers each request of those who are connected, and returns when they are gone; when ctx is done
-// before, it cuts the rest off. Shutdown alone would drop without an answer what it has just read, and whoever the kernel has
-// connected already.
+// stop takes no new connections, answers each request that came by a new one, and returns when all are gone; when ctx is done before,
+// it cuts the rest off. Shutdown alone would drop without an answer what it has just read, and whoever the kernel has connected
+// already. A connection that is kept for a next request is closed while it is idle, as HTTP has it: who sends on it in that moment
+// has no answer, and asks again.
 func (l listener) stop(ctx context.Context) error {
 	err := l.socket.Close()
 	select {
@@ -38,10 +43,12 @@ func (l listener) stop(ctx context.Context) error {
 }
 
 // A draining listener hands out, when it is closed, the connections that the kernel has taken for it and nobody has accepted yet: their
-// clients have sent their requests. Those that come later are refused, and know it.
+// clients have sent their requests. Those that come later are refused, and know it, but for the microseconds of the close, in which
+// they are reset.
 type draining struct {
 	net.Listener
-	tcp *net.TCPListener // at the bottom of it
+	tcp  *net.TCPListener // at the bottom of it
+	most int              // connections that are taken then
 
 	mu   sync.Mutex
 	left []net.Conn
@@ -64,19 +71,24 @@ func (l *draining) Accept() (net.Conn, error) {
 func (l *draining) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	var last error
 	raw, err := l.tcp.SyscallConn()
 	if err == nil {
 		err = raw.Control(func(fd uintptr) {
-			for {
+			for len(l.left) < l.most {
 				conn, err := accept(int(fd))
-				if err != nil { // there is none
+				if err != nil {
+					last = err
 					return
 				}
 				l.left = append(l.left, conn)
 			}
 		})
 	}
-	return errors.Join(err, l.Listener.Close())
+	if errors.Is(last, syscall.EAGAIN) { // there are no more
+		last = nil
+	}
+	return errors.Join(err, last, l.Listener.Close())
 }
 
 // accept takes a connection from a socket that does not block.

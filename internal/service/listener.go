@@ -50,7 +50,7 @@ func listen(name, addr string, h http.Handler, grant limits, log *slog.Logger, r
 		return listener{}, fmt.Errorf("listen: %w", err)
 	}
 	tcp := l.(*net.TCPListener)
-	socket := &draining{Listener: netutil.LimitListener(tcp, grant.conns), tcp: tcp}
+	socket := &draining{Listener: netutil.LimitListener(tcp, grant.conns), tcp: tcp, most: maxDrained}
 	open := new(atomic.Int64)
 	reg.MustRegister(
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Namespace: "http", Name: "connections", Help: "Connections that are open.",
