@@ -121,7 +121,7 @@ func settle(ctx context.Context, tx pgx.Tx, answers []answer, errs []error) erro
 		tenants[i], orders[i], charges[i], versions[i] = a.tenant, a.order, a.charge, a.version
 		statuses[i], reasons[i], amounts[i], currencies[i] = a.status, a.reason, a.amount, a.currency
 	}
-	rows, err := tx.Query(ctx, `
+	const sql = `
 		WITH o AS MATERIALIZED (
 			SELECT a.*, o.version, o.settled_version, o.amount = a.said AND o.currency = a.of AS same
 			FROM unnest($1::text[], $2::uuid[], $3::text[], $4::uuid[], $5::text[], $6::bigint[], $7::bigint[], $8::text[])
@@ -133,8 +133,8 @@ func settle(ctx context.Context, tx pgx.Tx, answers []answer, errs []error) erro
 				settled_version = o.answered, version = orders.version + 1, updated_at = clock_timestamp()
 			FROM o WHERE orders.tenant_id = o.tenant_id AND orders.id = o.id
 				AND o.settled_version < o.answered AND o.version >= o.answered AND o.same)
-		SELECT tenant_id, id, version, same FROM o`,
-		tenants, orders, statuses, charges, reasons, versions, amounts, currencies)
+		SELECT tenant_id, id, version, same FROM o`
+	rows, err := tx.Query(ctx, sql, tenants, orders, statuses, charges, reasons, versions, amounts, currencies) //nolint:rowserrcheck // ForEachRow checks it
 	if err != nil {
 		return err
 	}
