@@ -29,6 +29,15 @@ type healer struct {
 	stopAnswering func()
 }
 
+// answerTimeout is how long a consumer may take to answer. One that dies with the question never does, so not much longer than until the
+// next one: half a minute where that is in a minute, but no less than it may need.
+func answerTimeout(every time.Duration) time.Duration {
+	if every == 0 { // asked by hand only
+		return 30 * time.Second
+	}
+	return min(max(every/2, 5*time.Second), 30*time.Second)
+}
+
 // newHealer answers from here on.
 func newHealer(o Options, def Definition, built Built, pool, relayPool *pgxpool.Pool, relay *outbox.Relay, in *inbox.Inbox, nc *nats.Conn,
 	log *slog.Logger, reg prometheus.Registerer,
@@ -40,7 +49,7 @@ func newHealer(o Options, def Definition, built Built, pool, relayPool *pgxpool.
 	}
 	if len(def.Consumers) > 0 {
 		h.auditor, err = heal.NewAuditor(relay, relayPool, nc, heal.Config{Source: def.Name, Cursor: def.Name, Consumers: def.Consumers,
-			Every: max(o.HealEvery, time.Nanosecond), Logger: log, Registerer: reg})
+			Every: max(o.HealEvery, time.Nanosecond), Timeout: answerTimeout(o.HealEvery), Logger: log, Registerer: reg})
 		if err != nil {
 			return nil, err
 		}
