@@ -5,7 +5,7 @@ TEST := go test -count=1 -p=2
 
 # How many inputs each fuzz target tries, about a minute's worth. By number and with a bounded minimizing, since Go's fuzzer reports
 # its own deadline as a failure when a worker is busy at that moment (golang/go#48591).
-FUZZ := 150000x
+FUZZ := 90000x
 
 # The root and what has needs of its own. Each is tried, whatever came of the one before.
 MODULES := . idempotency/redisstore chaos bench
