@@ -11,11 +11,13 @@ import (
 // outcome breaks something, does something meanwhile, and waits for what comes of it.
 func (v *visitor) outcome(fault string, meanwhile ...func()) (state, text string) {
 	v.t.Helper()
+	// What came of an earlier one, of the same kind perhaps, stands on top still.
+	v.until("(document.querySelectorAll('#log li').forEach((li) => { li.dataset.before = 'yes'; }), true)")
 	v.click("#faults-" + fault)
 	for _, do := range meanwhile {
 		do()
 	}
-	v.until(fmt.Sprintf("(() => { const li = document.querySelector('#log li'); return li?.dataset.of === %q && li.dataset.state !== 'running'; })()", fault))
+	v.until(fmt.Sprintf("(() => { const li = document.querySelector('#log li'); return li?.dataset.of === %q && !li.dataset.before && li.dataset.state !== 'running'; })()", fault))
 	said, err := chromedp.Run(v.ctx, chromedp.Evaluate[[]string]("(({ dataset, textContent }) => [dataset.state, textContent])(document.querySelector('#log li'))"))
 	if err != nil {
 		v.t.Fatal(err)
