@@ -13,6 +13,7 @@ import (
 	"github.com/oncebox/oncebox/bench/measure"
 	"github.com/oncebox/oncebox/bench/peer"
 	"github.com/oncebox/oncebox/broker"
+	"github.com/oncebox/oncebox/internal/trial"
 	"github.com/oncebox/oncebox/migrations"
 	"github.com/oncebox/oncebox/outbox"
 )
@@ -135,7 +136,7 @@ func (d *database) footprint(ctx context.Context, n int, tables string) (measure
 			per := func(v int64) float64 { return float64(v) / float64(n) }
 			return measure.Figures{deadMessages: 1000 * per(dead), deadAll: 1000 * per(deadInAll), tableBytes: per(bytes)}, nil
 		}
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 100*time.Millisecond); err != nil {
 			return nil, err
 		}
 	}

@@ -19,6 +19,7 @@ import (
 
 	"github.com/oncebox/oncebox/bench/measure"
 	"github.com/oncebox/oncebox/idempotency"
+	"github.com/oncebox/oncebox/internal/trial"
 	"github.com/oncebox/oncebox/migrations"
 	"github.com/oncebox/oncebox/outbox"
 )
@@ -150,7 +151,7 @@ func (b *bench) duplicates(ctx context.Context) (measure.Figures, error) {
 
 // askHealth asks again and again, 5 ms after the answer before, until ctx is done.
 func askHealth(ctx context.Context, p *process) (took []time.Duration, err error) {
-	for pause(ctx, 5*time.Millisecond) == nil {
+	for trial.Pause(ctx, 5*time.Millisecond) == nil {
 		began := time.Now()
 		res, err := httpClient.Get(p.admin + "/healthz")
 		if err != nil {

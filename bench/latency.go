@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/oncebox/oncebox/bench/measure"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // latency is row 6.
@@ -61,7 +62,7 @@ func (b *bench) latencyAt(ctx context.Context, start func(context.Context) (*sys
 	began := time.Now()
 	for i := range n {
 		due := began.Add(time.Duration(i) * time.Second / time.Duration(perSecond))
-		if err := pause(ctx, time.Until(due)); err != nil {
+		if err := trial.Pause(ctx, time.Until(due)); err != nil {
 			return nil, err
 		}
 		g.Go(func() error {

@@ -15,6 +15,7 @@ import (
 	"github.com/oncebox/oncebox/bench/measure"
 	"github.com/oncebox/oncebox/bench/peer"
 	"github.com/oncebox/oncebox/broker"
+	"github.com/oncebox/oncebox/internal/trial"
 	"github.com/oncebox/oncebox/migrations"
 )
 
@@ -90,7 +91,7 @@ func (b *bench) lag(ctx context.Context, length time.Duration, open bool, templa
 		if written, err = writeStamped(ctx, db, length, add); err != nil {
 			return err
 		}
-		if err := pause(ctx, time.Second); err != nil { // for what is on its way
+		if err := trial.Pause(ctx, time.Second); err != nil { // for what is on its way
 			return err
 		}
 		ended = time.Now()
@@ -167,7 +168,7 @@ func writeStamped(ctx context.Context, db *database, length time.Duration, add a
 	err := inParallel(ctx, fillers, work, func(ctx context.Context) error {
 		defer close(next)
 		for i := range int(length / every) {
-			if err := pause(ctx, time.Until(began.Add(time.Duration(i)*every))); err != nil {
+			if err := trial.Pause(ctx, time.Until(began.Add(time.Duration(i)*every))); err != nil {
 				return err
 			}
 			select {

@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // servers are what this program is when it is run again as one of the servers that it measures.
@@ -124,7 +125,7 @@ func (s *stack) start(ctx context.Context, name, path string, args []string, pub
 			return nil, fmt.Errorf("%s ended at its start, %w; the end of its log: %s", name, p.Err(), p.lastLines())
 		default:
 		}
-		if err := pause(ready, 10*time.Millisecond); err != nil {
+		if err := trial.Pause(ready, 10*time.Millisecond); err != nil {
 			return nil, errors.Join(fmt.Errorf("%s is not ready: %w", name, err), p.end(ctx))
 		}
 	}

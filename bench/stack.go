@@ -14,6 +14,7 @@ import (
 
 	"github.com/oncebox/oncebox/broker"
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A stack is the servers of a run: one Postgres that syncs, and two nats-servers, one with JetStream's default sync_interval and
@@ -231,7 +232,7 @@ func (s *stack) existing(ctx context.Context, name string) (*stream, error) {
 		case err == nil:
 			return &stream{Stream: made, nc: nc, js: js, name: name}, nil
 		case errors.Is(err, jetstream.ErrStreamNotFound):
-			err = pause(ctx, 20*time.Millisecond)
+			err = trial.Pause(ctx, 20*time.Millisecond)
 		}
 		if err != nil {
 			nc.Close()
@@ -258,19 +259,9 @@ func (s *stream) holds(ctx context.Context, n int) (time.Time, error) {
 		case info.State.Msgs == uint64(n):
 			return info.State.LastTime, nil
 		}
-		if err := pause(ctx, 5*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 5*time.Millisecond); err != nil {
 			return time.Time{}, err
 		}
-	}
-}
-
-// pause waits for d or the end of ctx, which is an error.
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(d):
-		return nil
 	}
 }
 

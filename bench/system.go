@@ -15,6 +15,7 @@ import (
 	"github.com/oncebox/oncebox/bench/measure"
 	"github.com/oncebox/oncebox/broker"
 	"github.com/oncebox/oncebox/events"
+	"github.com/oncebox/oncebox/internal/trial"
 	"github.com/oncebox/oncebox/migrations"
 )
 
@@ -184,7 +185,7 @@ func (s *system) paid(ctx context.Context, n int) error {
 		if paid == n {
 			return nil
 		}
-		if err := pause(ctx, 25*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 25*time.Millisecond); err != nil {
 			return err
 		}
 	}

@@ -12,6 +12,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncebox/oncebox/bench/measure"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 const theLease = "the lease"
@@ -107,7 +108,7 @@ func (r *relays) feed(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		if pause(ctx, 5*time.Millisecond) != nil {
+		if trial.Pause(ctx, 5*time.Millisecond) != nil {
 			return nil //nolint:nilerr // it is to end
 		}
 	}
@@ -120,7 +121,7 @@ func (r *relays) reaches(ctx context.Context, n uint64) error {
 		if err != nil || info.State.LastSeq >= n {
 			return err
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
 	}
@@ -139,7 +140,7 @@ func leads(ctx context.Context, p *process) error {
 		if status.Leading {
 			return nil
 		}
-		if err := pause(ctx, 20*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 20*time.Millisecond); err != nil {
 			return err
 		}
 	}

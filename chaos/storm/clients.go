@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // clients ask for all intents, as far as the gate lets them.
@@ -16,7 +18,7 @@ type clients struct {
 	w       *world
 	begun   time.Time
 	history *lines
-	gate    *gate
+	gate    *trial.Gate
 
 	next     atomic.Int64
 	answered atomic.Int64 // intents that have an answer
@@ -29,7 +31,7 @@ type clients struct {
 }
 
 func newClients(o options, w *world, history *lines) *clients {
-	return &clients{o: o, w: w, begun: time.Now(), history: history, gate: newGate(), saw: map[string]int{}}
+	return &clients{o: o, w: w, begun: time.Now(), history: history, gate: trial.NewGate(), saw: map[string]int{}}
 }
 
 func (c *clients) now() int64 { return time.Since(c.begun).Microseconds() }
@@ -51,7 +53,7 @@ func (c *clients) note(t try) {
 func (c *clients) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for range c.o.Clients {
-		g.Go(guarded(func() error { return c.work(ctx) }))
+		g.Go(trial.Guarded(func() error { return c.work(ctx) }))
 	}
 	return g.Wait()
 }
@@ -70,7 +72,7 @@ func (c *clients) work(ctx context.Context) error {
 		if n >= c.o.Orders {
 			break
 		}
-		if err := c.gate.wait(ctx, n); err != nil {
+		if err := c.gate.Wait(ctx, n); err != nil {
 			return err
 		}
 		in := intentOf(c.o, n)
@@ -132,40 +134,4 @@ func (c *clients) fail(err error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.failed = append(c.failed, err.Error())
-}
-
-// A gate holds the clients back, so that there is still work for each fault to come into.
-type gate struct {
-	mu     sync.Mutex
-	limit  int
-	raised chan struct{}
-}
-
-func newGate() *gate { return &gate{raised: make(chan struct{})} }
-
-// raise lets intents below limit through. The limit never falls.
-func (g *gate) raise(limit int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if limit > g.limit {
-		g.limit = limit
-		close(g.raised)
-		g.raised = make(chan struct{})
-	}
-}
-
-func (g *gate) wait(ctx context.Context, n int) error {
-	for {
-		g.mu.Lock()
-		open, raised := n < g.limit, g.raised
-		g.mu.Unlock()
-		if open {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-raised:
-		}
-	}
 }

@@ -15,12 +15,10 @@ import (
 	"flag"
 	"fmt"
 	"os"
-	"os/signal"
-	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 func main() {
@@ -40,52 +38,16 @@ func main() {
 	}
 }
 
-// errFailed is the end of a storm whose checks failed; they are printed already.
-var errFailed = errors.New("the checks failed")
-
-// errSignal is a run that was asked to stop.
-var errSignal = errors.New("stopped by a signal")
-
 // stopLimit is how long the end may take.
 const stopLimit = 20 * time.Second
 
-// storm runs everything and takes it down again, whatever happens: an error, a panic, a signal. A second signal makes the end an
-// abrupt one.
-func storm(o options) (err error) {
-	ctx, cancel := context.WithCancelCause(context.Background())
-	defer cancel(nil)
-	end, hurry := context.WithCancel(context.Background())
-	defer hurry()
-	signals := make(chan os.Signal, 4)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
-	go func() {
-		cancel(fmt.Errorf("%w (%s)", errSignal, <-signals))
-		<-signals
-		hurry()
-	}()
-	w := &world{fail: cancel}
-	defer func() {
-		end, done := context.WithTimeout(end, stopLimit)
-		defer done()
-		err = errors.Join(err, w.stop(end))
-	}()
-	err = guarded(func() error { return whole(ctx, o, w) })()
-	if cause := context.Cause(ctx); cause != nil && err != nil && !errors.Is(err, errFailed) {
-		return cause // what failed after it failed because of it
-	}
-	return err
-}
-
-// guarded makes a panic of f an error, so that what was started is stopped.
-func guarded(f func() error) func() error {
-	return func() (err error) {
-		defer func() {
-			if p := recover(); p != nil {
-				err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
-			}
-		}()
-		return f()
-	}
+// storm runs everything and takes it down again, whatever happens.
+func storm(o options) error {
+	w := &world{}
+	return trial.Run(stopLimit, func(ctx context.Context, fail context.CancelCauseFunc) error {
+		w.fail = fail
+		return whole(ctx, o, w)
+	}, w.stop)
 }
 
 func whole(ctx context.Context, o options, w *world) error {
@@ -97,7 +59,7 @@ func whole(ctx context.Context, o options, w *world) error {
 	fmt.Printf("Oncebox storm: seed %d, %d orders by %d clients, %d SIGKILLs among %d faults; schedule and history in %s\n",
 		o.Seed, o.Orders, o.Clients, plan.kills(), len(plan), f.path)
 	v, err := judged(ctx, o, w, f, plan)
-	if errors.Is(context.Cause(ctx), errSignal) {
+	if errors.Is(context.Cause(ctx), trial.ErrSignal) {
 		return errors.Join(err, f.done())
 	}
 	if err != nil {
@@ -114,7 +76,7 @@ func whole(ctx context.Context, o options, w *world) error {
 	fmt.Println(v.line())
 	if len(v.problems) > 0 {
 		fmt.Println("kept:", f.path)
-		return errFailed
+		return trial.ErrFailed
 	}
 	return f.done()
 }

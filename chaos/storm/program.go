@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A program is one of two processes of a service. It may be killed and started again; one that ends by itself is started again too,
@@ -186,7 +187,7 @@ func (p *program) ready(ctx context.Context) bool {
 }
 
 func (p *program) awaitReady(ctx context.Context) error {
-	return until(ctx, readyLimit, p.name+" is ready", func() (bool, error) { return p.ready(ctx), nil })
+	return trial.Until(ctx, pollPause, readyLimit, p.name+" is ready", func() (bool, error) { return p.ready(ctx), nil })
 }
 
 // A turn is one's at a time.

@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A run is one storm.
@@ -119,9 +121,9 @@ func (r *run) load(ctx context.Context) (*verdict, error) {
 	defer cancel()
 	r.step = max(1, r.o.Orders*4/5/max(1, len(r.plan))) // the rest is for faults that see no work
 	g, gctx := errgroup.WithContext(bound)
-	g.Go(guarded(func() error { return r.c.run(gctx) }))
-	g.Go(guarded(func() error {
-		defer r.c.gate.raise(r.o.Orders)
+	g.Go(trial.Guarded(func() error { return r.c.run(gctx) }))
+	g.Go(trial.Guarded(func() error {
+		defer r.c.gate.Raise(r.o.Orders)
 		err := r.faults(gctx)
 		r.lasting.Wait()
 		return err
@@ -147,7 +149,7 @@ func (r *run) draw() {
 	r.open()
 }
 
-func (r *run) open() { r.c.gate.raise(min(r.o.Orders, r.quota+r.drawn)) }
+func (r *run) open() { r.c.gate.Raise(min(r.o.Orders, r.quota+r.drawn)) }
 
 // faults brings all of the schedule, one after the other. A quarter of the time there are none.
 func (r *run) faults(ctx context.Context) error {
@@ -193,14 +195,14 @@ func (r *run) count(name string) {
 func (r *run) rest(ctx context.Context, d time.Duration) error {
 	r.lasting.Wait()
 	r.release()
-	return pause(ctx, d)
+	return trial.Pause(ctx, d)
 }
 
 // after does something when some time has passed, beside the faults that follow.
 func (r *run) after(ctx context.Context, ms int, do func() error) {
 	r.lasting.Go(func() {
-		_ = pause(ctx, time.Duration(ms)*time.Millisecond) // what is broken is mended, also when the run ends
-		if err := guarded(do)(); err != nil && ctx.Err() == nil {
+		_ = trial.Pause(ctx, time.Duration(ms)*time.Millisecond) // what is broken is mended, also when the run ends
+		if err := trial.Guarded(do)(); err != nil && ctx.Err() == nil {
 			r.w.fail(err)
 		}
 	})
@@ -208,7 +210,7 @@ func (r *run) after(ctx context.Context, ms int, do func() error) {
 
 // watch asks a program for its counters, again and again: what a killed one had counted is gone with it.
 func (r *run) watch(ctx context.Context, p *program) {
-	for pause(ctx, 300*time.Millisecond) == nil {
+	for trial.Pause(ctx, 300*time.Millisecond) == nil {
 		_ = p.look(ctx) // one that is away is asked again
 	}
 }
@@ -217,7 +219,7 @@ func (r *run) watch(ctx context.Context, p *program) {
 // an error, is not counted.
 func (r *run) watchLease(ctx context.Context, service string) {
 	last := ""
-	for pause(ctx, 100*time.Millisecond) == nil {
+	for trial.Pause(ctx, 100*time.Millisecond) == nil {
 		var holder string
 		err := r.w.database(service).QueryRow(ctx, "SELECT holder FROM oncebox.outbox_cursor WHERE name = $1", service).Scan(&holder)
 		if err != nil || holder == "" || holder == last { // away, or nobody's just now
@@ -237,7 +239,7 @@ func (r *run) progress(ctx context.Context) {
 		begin, end = "\r\x1b[K", ""
 		defer fmt.Println()
 	}
-	for pause(ctx, 2*time.Second) == nil {
+	for trial.Pause(ctx, 2*time.Second) == nil {
 		fmt.Printf("%s%4.0f s: %d/%d answered, %d tries, %d/%d kills, %.80s%s", begin, time.Since(r.c.begun).Seconds(), r.c.answered.Load(), r.o.Orders,
 			r.c.tries.Load(), r.kills.Load(), r.plan.kills(), *r.stage.Load(), end)
 	}

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // settle waits until all that was taken has come to its end. unsettled says what has not within the time that it may take; it is a
@@ -23,7 +25,7 @@ func (r *run) settle(ctx context.Context) (unsettled string, err error) {
 			return missing, nil
 		}
 		r.phase("settling: %s", missing)
-		if err := pause(ctx, 100*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 100*time.Millisecond); err != nil {
 			return "", err
 		}
 	}

@@ -6,6 +6,8 @@ import (
 	"slices"
 	"strings"
 	"time"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A sight is a state of the work in which a fault is worth something. Each is looked at from outside, in the database, in JetStream or
@@ -48,7 +50,7 @@ func (w *world) holdsMessages(ctx context.Context, service string) (bool, error)
 	if err != nil || first.NumAckPending == 0 {
 		return false, away(ctx, err)
 	}
-	if err := pause(ctx, 12*time.Millisecond); err != nil {
+	if err := trial.Pause(ctx, 12*time.Millisecond); err != nil {
 		return false, err
 	}
 	then, err := w.consumer(ctx, d)
@@ -132,7 +134,7 @@ func (r *run) place(ctx context.Context, limit time.Duration, cond func() (bool,
 		if time.Now().After(late) {
 			return false, nil
 		}
-		if err := pause(ctx, 3*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, 3*time.Millisecond); err != nil {
 			return false, err
 		}
 	}

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // strike brings a fault. It returns the state that was seen before it came, "" if none was, and then it did not come.
@@ -159,7 +161,7 @@ func (r *run) stopPostgres(ctx context.Context, f fault) error {
 	if err := r.w.pg.StopImmediate(ctx); err != nil {
 		return err
 	}
-	if err := pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
+	if err := trial.Pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
 		return err
 	}
 	return r.w.pg.Restart(ctx)
@@ -185,7 +187,7 @@ func (r *run) strikeBackend(ctx context.Context, f fault) (state string, err err
 	if !ok || err != nil {
 		return "", err
 	}
-	return "transaction", until(ctx, readyLimit, "Postgres is back", func() (bool, error) {
+	return "transaction", trial.Until(ctx, pollPause, readyLimit, "Postgres is back", func() (bool, error) {
 		ask, cancel := context.WithTimeout(ctx, askLimit)
 		defer cancel()
 		return r.w.super.Ping(ask) == nil, nil
@@ -198,7 +200,7 @@ func (r *run) killRedis(ctx context.Context, f fault) error {
 	if err := r.w.redis.Kill(); err != nil {
 		return err
 	}
-	if err := pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
+	if err := trial.Pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
 		return err
 	}
 	return r.w.redis.Restart(ctx)

@@ -8,6 +8,8 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // strikeBroker deletes a stream, or its durable.
@@ -51,7 +53,7 @@ func (r *run) natsDown(ctx context.Context, f fault, do func(store string) error
 	if err := do(r.w.nats.StorePath()); err != nil {
 		return err
 	}
-	if err := pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
+	if err := trial.Pause(ctx, time.Duration(f.Millis)*time.Millisecond); err != nil {
 		return err
 	}
 	return r.w.nats.Restart(ctx)

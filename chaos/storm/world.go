@@ -20,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 const (
@@ -75,7 +76,7 @@ func (w *world) stop(ctx context.Context) error {
 	w.mu.Unlock()
 	var err error
 	for _, f := range slices.Backward(closers) {
-		err = errors.Join(err, guarded(func() error { return f(ctx) })())
+		err = errors.Join(err, trial.Guarded(func() error { return f(ctx) })())
 	}
 	return err
 }
@@ -99,10 +100,10 @@ func (w *world) start(ctx context.Context, o options, dir string) error {
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(guarded(func() error { return devstack.Build(gctx, w.bin, "-buildvcs=false", "./cmd/orders", "./cmd/billing") }))
-	g.Go(guarded(func() error { return w.startPostgres(gctx) }))
-	g.Go(guarded(func() error { return w.startNATS(gctx) }))
-	g.Go(guarded(func() error { return w.startRedis(gctx) }))
+	g.Go(trial.Guarded(func() error { return devstack.Build(gctx, w.bin, "-buildvcs=false", "./cmd/orders", "./cmd/billing") }))
+	g.Go(trial.Guarded(func() error { return w.startPostgres(gctx) }))
+	g.Go(trial.Guarded(func() error { return w.startNATS(gctx) }))
+	g.Go(trial.Guarded(func() error { return w.startRedis(gctx) }))
 	if err := g.Wait(); err != nil {
 		return err
 	}
@@ -155,7 +156,7 @@ func (w *world) startServices(ctx context.Context) error {
 	if err := w.allReady(ctx); err != nil {
 		return err
 	}
-	return until(ctx, readyLimit, "the durables are there", func() (bool, error) {
+	return trial.Until(ctx, pollPause, readyLimit, "the durables are there", func() (bool, error) {
 		for _, d := range directions {
 			if c, err := w.consumer(ctx, d); err != nil || c.NumWaiting == 0 {
 				return false, away(ctx, err)
@@ -213,34 +214,6 @@ func (w *world) database(service string) *pgxpool.Pool {
 }
 
 const pollPause = 10 * time.Millisecond
-
-// until waits for cond, which is asked at once and then every 10 ms. what is a sentence: "billing is ready".
-func until(ctx context.Context, limit time.Duration, what string, cond func() (bool, error)) error {
-	late := time.Now().Add(limit)
-	for {
-		ok, err := cond()
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil || ok:
-			return err
-		case time.Now().After(late):
-			return fmt.Errorf("not within %s: %s", limit, what)
-		}
-		if err := pause(ctx, pollPause); err != nil {
-			return err
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(d):
-		return nil
-	}
-}
 
 // lastLines are the last n of a file.
 func lastLines(path string, n int) string {

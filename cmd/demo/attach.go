@@ -20,6 +20,7 @@ import (
 
 	"github.com/oncebox/oncebox/billing"
 	"github.com/oncebox/oncebox/cmd/demo/page"
+	"github.com/oncebox/oncebox/internal/trial"
 	"github.com/oncebox/oncebox/orders"
 )
 
@@ -83,7 +84,7 @@ func attach(args []string) error {
 	ctx, fail := context.WithCancelCause(signals)
 	defer fail(nil)
 	s := &stack{fail: fail}
-	err := guarded(func() error { return a.serve(ctx, s) })()
+	err := trial.Guarded(func() error { return a.serve(ctx, s) })()
 	end, done := context.WithTimeout(context.Background(), stopLimit)
 	defer done()
 	return errors.Join(err, s.stop(end))
@@ -136,10 +137,10 @@ func (a *attachment) serve(ctx context.Context, s *stack) error {
 	fmt.Printf("Break it yourself: http://%s/\n", a.Address)
 	// Where a fault ends the naive consumer, it begins again, as its process does in make demo, and the page stays.
 	for ctx.Err() == nil {
-		err := guarded(func() error { return chargeStream(ctx, s.naives, s.js) })()
+		err := trial.Guarded(func() error { return chargeStream(ctx, s.naives, s.js) })()
 		if err != nil && ctx.Err() == nil {
 			fmt.Fprintln(os.Stderr, "demo attach: the naive consumer begins again in a second:", err)
-			_ = pause(ctx, time.Second) // the loop looks at ctx
+			_ = trial.Pause(ctx, time.Second) // the loop looks at ctx
 		}
 	}
 	if cause := context.Cause(ctx); !errors.Is(cause, context.Canceled) {

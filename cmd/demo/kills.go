@@ -11,6 +11,7 @@ import (
 
 	"github.com/oncebox/oncebox/billing"
 	"github.com/oncebox/oncebox/events"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A killer kills billing, and the naive consumer with it, in the middle of its work, and starts both again.
@@ -20,7 +21,7 @@ import (
 // looks in vain a message that was handed out and not acknowledged will do. A kill without such a state does not happen.
 type killer struct {
 	s         *stack
-	gate      *gate
+	gate      *trial.Gate
 	orders    int
 	kills     int
 	customers string // of the orders that the progress is measured by
@@ -47,19 +48,19 @@ const (
 func (k *killer) released(n int) int { return k.orders * (n + 1) / (k.kills + 1) }
 
 func (k *killer) run(ctx context.Context) error {
-	k.gate.raise(k.released(0))
+	k.gate.Raise(k.released(0))
 	var before sight
 	for n := range k.kills {
 		if err := k.awaitTurn(ctx, n, before); err != nil {
 			return fmt.Errorf("kill %d: %w", n+1, err)
 		}
 		// There is load again now. One order of it is kept back, for a billing that stands still and has nothing in hand.
-		k.gate.raise(k.released(n+1) - 1)
+		k.gate.Raise(k.released(n+1) - 1)
 		var err error
 		if before, err = k.place(ctx, k.released(n+1)); err != nil {
 			return fmt.Errorf("kill %d: %w", n+1, err)
 		}
-		k.gate.raise(k.released(n + 1))
+		k.gate.Raise(k.released(n + 1))
 		if err := k.strike(ctx, before); err != nil {
 			return fmt.Errorf("kill %d: %w", n+1, err)
 		}
@@ -100,16 +101,16 @@ func (k *killer) place(ctx context.Context, limit int) (sight, error) {
 		if err := k.s.billing.process(false).Continue(); err != nil {
 			return sight{}, fmt.Errorf("continue billing: %w", err)
 		}
-		if err := pause(ctx, time.Duration(5+rand.IntN(30))*time.Millisecond); err != nil {
+		if err := trial.Pause(ctx, time.Duration(5+rand.IntN(30))*time.Millisecond); err != nil {
 			return sight{}, err
 		}
 	}
 	if err := k.haltAtPull(ctx); err != nil {
 		return sight{}, err
 	}
-	k.gate.raise(limit)
+	k.gate.Raise(limit)
 	var seen sight
-	err := until(ctx, stateLimit, "billing has a message in hand", func() (ok bool, err error) {
+	err := trial.Until(ctx, pollPause, stateLimit, "billing has a message in hand", func() (ok bool, err error) {
 		seen, err = k.steady(ctx)
 		return seen.unacked > 0, err
 	})
@@ -124,7 +125,7 @@ func (k *killer) haltAtPull(ctx context.Context) error {
 		return err
 	}
 	late := time.Now().Add(pullLimit)
-	err = until(ctx, 2*pullLimit, "billing's request for messages has run out", func() (ok bool, err error) {
+	err = trial.Until(ctx, pollPause, 2*pullLimit, "billing's request for messages has run out", func() (ok bool, err error) {
 		seen, err = k.look(ctx)
 		return seen.asked == 0 || seen.unacked > 0 || time.Now().After(late), err
 	})
@@ -134,7 +135,7 @@ func (k *killer) haltAtPull(ctx context.Context) error {
 	if err := k.s.billing.process(false).Continue(); err != nil {
 		return fmt.Errorf("continue billing: %w", err)
 	}
-	err = until(ctx, stateLimit, "billing asks for messages", func() (bool, error) {
+	err = trial.Until(ctx, pollPause, stateLimit, "billing asks for messages", func() (bool, error) {
 		seen, err := k.look(ctx)
 		return seen.asked > 0, err
 	})
@@ -151,7 +152,7 @@ func (k *killer) haltAtPull(ctx context.Context) error {
 func (k *killer) flows(ctx context.Context) (bool, error) {
 	late := time.Now().Add(flowLimit)
 	flows := false
-	err := until(ctx, 2*flowLimit, "messages flow", func() (bool, error) {
+	err := trial.Until(ctx, pollPause, 2*flowLimit, "messages flow", func() (bool, error) {
 		now, err := k.look(ctx)
 		flows = now.unacked > 0
 		return flows || time.Now().After(late), err
@@ -209,8 +210,8 @@ func (k *killer) steady(ctx context.Context) (sight, error) {
 	if err != nil {
 		return sight{}, err
 	}
-	err = until(ctx, stateLimit, "billing stands still", func() (bool, error) {
-		if err := pause(ctx, pollPause); err != nil {
+	err = trial.Until(ctx, pollPause, stateLimit, "billing stands still", func() (bool, error) {
+		if err := trial.Pause(ctx, pollPause); err != nil {
 			return false, err
 		}
 		last := now

@@ -2,10 +2,11 @@ package main
 
 import (
 	"context"
-	"sync"
 	"sync/atomic"
 
 	"golang.org/x/sync/errgroup"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // workers is how many intents of one client are tried at once.
@@ -17,12 +18,12 @@ type load struct {
 	o      options
 	keyed  *client
 	naive  *client
-	gate   *gate
+	gate   *trial.Gate
 	killer *killer
 }
 
 func newLoad(s *stack, o options) *load {
-	l := &load{s: s, o: o, gate: newGate(),
+	l := &load{s: s, o: o, gate: trial.NewGate(),
 		keyed: newClient(keyedPrefix, false, s.run, s.link.url), naive: newClient(naivePrefix, true, s.run, s.link.url)}
 	l.killer = &killer{s: s, gate: l.gate, orders: o.orders, kills: o.kills, customers: l.keyed.customers()}
 	return l
@@ -40,10 +41,10 @@ func (l *load) run(ctx context.Context) (unsettled, err error) {
 	for _, c := range []*client{l.keyed, l.naive} {
 		var next atomic.Int64
 		for range workers {
-			g.Go(guarded(func() error { return l.work(gctx, c, &next) }))
+			g.Go(trial.Guarded(func() error { return l.work(gctx, c, &next) }))
 		}
 	}
-	g.Go(guarded(func() error { return l.killer.run(gctx) }))
+	g.Go(trial.Guarded(func() error { return l.killer.run(gctx) }))
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
@@ -58,47 +59,11 @@ func (l *load) work(ctx context.Context, c *client, next *atomic.Int64) error {
 		if intent >= l.o.orders {
 			return nil
 		}
-		if err := l.gate.wait(ctx, intent); err != nil {
+		if err := l.gate.Wait(ctx, intent); err != nil {
 			return err
 		}
 		if err := c.order(ctx, intent); err != nil {
 			return err
-		}
-	}
-}
-
-// A gate holds the clients back, so that there is still work to kill billing in the middle of.
-type gate struct {
-	mu     sync.Mutex
-	limit  int
-	raised chan struct{}
-}
-
-func newGate() *gate { return &gate{raised: make(chan struct{})} }
-
-// raise lets intents below limit through. The limit never falls.
-func (g *gate) raise(limit int) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
-	if limit > g.limit {
-		g.limit = limit
-		close(g.raised)
-		g.raised = make(chan struct{})
-	}
-}
-
-func (g *gate) wait(ctx context.Context, intent int) error {
-	for {
-		g.mu.Lock()
-		open, raised := intent < g.limit, g.raised
-		g.mu.Unlock()
-		if open {
-			return nil
-		}
-		select {
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		case <-raised:
 		}
 	}
 }

@@ -17,6 +17,7 @@ import (
 
 	"github.com/oncebox/oncebox/cmd/demo/page"
 	"github.com/oncebox/oncebox/events"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // The naive consumer is a process of its own, so that it can be killed: this program, run with naiveCommand.
@@ -98,7 +99,7 @@ func chargeStream(ctx context.Context, db *pgxpool.Pool, js jetstream.JetStream)
 // naiveConsumer waits for the stream, which orders makes.
 func naiveConsumer(ctx context.Context, js jetstream.JetStream) (jetstream.Consumer, error) {
 	var consumer jetstream.Consumer
-	err := until(ctx, readyLimit, "the stream is there", func() (bool, error) {
+	err := trial.Until(ctx, pollPause, readyLimit, "the stream is there", func() (bool, error) {
 		var err error
 		consumer, err = js.CreateOrUpdateConsumer(ctx, events.OrdersStream, jetstream.ConsumerConfig{
 			Durable: naiveGroup, FilterSubject: events.OrdersSubjects, AckPolicy: jetstream.AckExplicitPolicy, AckWait: ackWait})

@@ -15,6 +15,7 @@ import (
 
 	"github.com/oncebox/oncebox/cmd/demo/page"
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A program is one of the demo's processes, which may be killed and started again. When it ends in any other way, fail is
@@ -104,7 +105,7 @@ const readyLimit = 30 * time.Second
 
 // ready waits until the program serves.
 func (p *program) ready(ctx context.Context) error {
-	return until(ctx, readyLimit, p.name+" is ready", func() (bool, error) {
+	return trial.Until(ctx, pollPause, readyLimit, p.name+" is ready", func() (bool, error) {
 		return p.admin.Ready(ctx), nil // if it never will be, its end is told by fail
 	})
 }
@@ -119,34 +120,6 @@ func (p *program) metric(ctx context.Context, name, label, value string) (int, e
 }
 
 const pollPause = 50 * time.Millisecond
-
-// until waits for cond, which is asked at once and then every 50 ms. what is a sentence: "billing is ready".
-func until(ctx context.Context, limit time.Duration, what string, cond func() (bool, error)) error {
-	late := time.Now().Add(limit)
-	for {
-		ok, err := cond()
-		switch {
-		case ctx.Err() != nil:
-			return context.Cause(ctx)
-		case err != nil || ok:
-			return err
-		case time.Now().After(late):
-			return fmt.Errorf("not within %s: %s", limit, what)
-		}
-		if err := pause(ctx, pollPause); err != nil {
-			return err
-		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	case <-time.After(d):
-		return nil
-	}
-}
 
 // service is one of the real services, to be started on free ports, and its public URL. The file holds the token of its admin
 // listener.

@@ -9,6 +9,8 @@ import (
 
 	"github.com/schollz/progressbar/v3"
 	"golang.org/x/term"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // The stages of a run: while there is load, and while what is left of it is worked off.
@@ -50,7 +52,7 @@ func (p *progress) start(ctx context.Context) (stop func()) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		if err := guarded(func() error { return p.showEach(ctx, every) })(); err != nil {
+		if err := trial.Guarded(func() error { return p.showEach(ctx, every) })(); err != nil {
 			p.l.s.fail(err)
 		}
 	}()

@@ -15,6 +15,7 @@ import (
 	"github.com/oncebox/oncebox/cmd/demo/page"
 	"github.com/oncebox/oncebox/events"
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 func (s *stack) startPostgres(ctx context.Context) error {
@@ -133,7 +134,7 @@ func (s *stack) copyNATS(ctx context.Context) (putBack func(context.Context) err
 
 // backAtNATS waits until our own connection serves again.
 func (s *stack) backAtNATS(ctx context.Context) error {
-	return until(ctx, readyLimit, "the streams are back", func() (bool, error) {
+	return trial.Until(ctx, pollPause, readyLimit, "the streams are back", func() (bool, error) {
 		ask, cancel := context.WithTimeout(ctx, time.Second)
 		defer cancel()
 		_, err := s.js.Stream(ask, events.OrdersStream)

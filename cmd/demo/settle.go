@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"strings"
 	"time"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // settle waits until every accepted order is charged and paid and every consumer has acknowledged all of its stream. unsettled
@@ -46,7 +48,7 @@ func whileMoving(ctx context.Context, what string, look func() (state string, do
 		if time.Since(moved) > restLimit {
 			return fmt.Errorf("%s: %w for %s: %s", what, errStuck, restLimit, state)
 		}
-		if err := pause(ctx, 4*pollPause); err != nil { // look counts whole tables
+		if err := trial.Pause(ctx, 4*pollPause); err != nil { // look counts whole tables
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/oncebox/oncebox/cmd/demo/page"
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // startPage serves the page on a free port of 127.0.0.1 until stop. It has a link of its own, whose loss its visitor sets.
@@ -77,7 +78,7 @@ func (s *stack) servePage(ctx context.Context, listener net.Listener, address st
 	} {
 		go func() {
 			defer func() { done <- struct{}{} }()
-			if err := guarded(f)(); err != nil {
+			if err := trial.Guarded(f)(); err != nil {
 				s.fail(err)
 			}
 		}()

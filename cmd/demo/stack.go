@@ -22,6 +22,7 @@ import (
 	"github.com/oncebox/oncebox/cmd/demo/page"
 	"github.com/oncebox/oncebox/events"
 	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/trial"
 	"github.com/oncebox/oncebox/orders"
 )
 
@@ -71,7 +72,7 @@ func (s *stack) stop(ctx context.Context) error {
 		last := len(s.closers) - 1
 		f := s.closers[last]
 		s.closers = s.closers[:last]
-		err = errors.Join(err, guarded(func() error { return f(ctx) })())
+		err = errors.Join(err, trial.Guarded(func() error { return f(ctx) })())
 	}
 	return err
 }
@@ -87,14 +88,14 @@ func (s *stack) start(ctx context.Context, o options) error {
 	fmt.Printf("Building orders and billing, %s, %s …\n",
 		either("DATABASE_URL", "starting Postgres (fsync on)"), either("NATS_URL", "starting NATS (JetStream on disk)"))
 	g, gctx := errgroup.WithContext(ctx)
-	g.Go(guarded(func() error {
+	g.Go(trial.Guarded(func() error {
 		// Who runs the demo need not own the clone, and then git refuses to tell the version that would be stamped.
 		return devstack.Build(gctx, s.dir, "-buildvcs=false", "./cmd/orders", "./cmd/billing")
 	}))
-	g.Go(guarded(func() error { return s.startPostgres(gctx) }))
-	g.Go(guarded(func() error { return s.startNATS(gctx) }))
+	g.Go(trial.Guarded(func() error { return s.startPostgres(gctx) }))
+	g.Go(trial.Guarded(func() error { return s.startNATS(gctx) }))
 	if o.store == "redis" {
-		g.Go(guarded(func() error { return s.startRedis(gctx) }))
+		g.Go(trial.Guarded(func() error { return s.startRedis(gctx) }))
 	}
 	if err := g.Wait(); err != nil {
 		return err
@@ -177,7 +178,7 @@ func (s *stack) startServices(ctx context.Context) error {
 
 // consumersThere waits for the durables, which the services make once the streams are there.
 func (s *stack) consumersThere(ctx context.Context) error {
-	return until(ctx, readyLimit, "the consumers are there", func() (bool, error) {
+	return trial.Until(ctx, pollPause, readyLimit, "the consumers are there", func() (bool, error) {
 		for _, c := range consumers {
 			_, err := s.js.Consumer(ctx, c.stream, c.durable)
 			if errors.Is(err, jetstream.ErrStreamNotFound) || errors.Is(err, jetstream.ErrConsumerNotFound) {
@@ -216,7 +217,7 @@ func (s *stack) openLink(logName string, f fate, observe func(page.Try)) (*link,
 	l.observe = observe
 	s.onStop(func(context.Context) error { return l.server.Close() })
 	go func() {
-		if err := guarded(func() error { return l.serve(listener) })(); err != nil {
+		if err := trial.Guarded(func() error { return l.serve(listener) })(); err != nil {
 			s.fail(err)
 		}
 	}()

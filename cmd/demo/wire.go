@@ -10,6 +10,8 @@ import (
 	"github.com/Shopify/toxiproxy/v2"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/rs/zerolog"
+
+	"github.com/oncebox/oncebox/internal/trial"
 )
 
 // A wire is the services' way to a server, which a fault cuts. It is Toxiproxy's, whose toxics act on the bytes of a connection. The
@@ -31,7 +33,7 @@ func (s *stack) openWire(name, addr string) (*wire, error) {
 // cut closes the connections and refuses new ones for a while.
 func (w *wire) cut(ctx context.Context, d time.Duration) error {
 	w.proxy.Stop()
-	err := pause(ctx, d)
+	err := trial.Pause(ctx, d)
 	return errors.Join(err, w.proxy.Start())
 }
 

@@ -1,4 +1,4 @@
-package main
+package trial
 
 import (
 	"os"
@@ -7,7 +7,7 @@ import (
 )
 
 // A browser that leaves raises SIGPIPE, as a broken output does; only the second is a reason to end.
-func TestABrokenConnectionDoesNotEndTheDemo(t *testing.T) {
+func TestABrokenConnectionDoesNotEndTheRun(t *testing.T) {
 	t.Parallel()
 	signals := make(chan os.Signal, 2)
 	signals <- syscall.SIGPIPE
