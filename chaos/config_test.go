@@ -41,6 +41,8 @@ func TestAWrongSettingIsOneLineThatNamesItsVariable(t *testing.T) {
 		{name: "LISTEN", value: "nowhere"},
 		{name: "ADMIN", value: s.billing.admin}, // taken
 		{name: "NATS_PASSWORD_FILE", value: wrong, want: "NATS_USER"},
+		{name: "NATS_REPLICAS", value: "0", want: "NATS_REPLICAS"},
+		{name: "NATS_REPLICAS", value: "6", want: "NATS_REPLICAS"},
 		{name: "NATS_CA_FILE", value: "/nowhere", want: "NATS_CA_FILE"},
 		{name: "NATS_NKEY_FILE", value: wrong, want: "NATS_NKEY_FILE"},
 	} {

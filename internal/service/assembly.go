@@ -91,6 +91,7 @@ const inboxRetention = 21 * 24 * time.Hour
 
 func (a *assembly) makeOutbox(b Broker) error {
 	stream := broker.WithHorizon(broker.Stream(a.def.Stream, a.def.Subjects), a.OutboxRetention+slotSlack)
+	stream.Replicas = b.NATSReplicas // and of its consumers, which declare none of their own
 	sink, err := broker.NewSink(a.nc, stream, broker.SinkConfig{Sync: broker.Sync(b.NATSSync), MonitorURLs: b.NATSMonitor})
 	if err != nil {
 		return err

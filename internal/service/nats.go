@@ -18,9 +18,17 @@ type Broker struct {
 	NATSCertFile     string `name:"nats-cert-file" env:"NATS_CERT_FILE" help:"The service's own certificate (PEM), where the servers ask for one. Goes with NATS_KEY_FILE."`
 	NATSKeyFile      string `name:"nats-key-file" env:"NATS_KEY_FILE" help:"The private key of NATS_CERT_FILE (PEM)."`
 
+	NATSReplicas   int      `name:"nats-replicas" env:"NATS_REPLICAS" default:"1" help:"How many servers of a NATS cluster hold the service's stream and its readers' positions, 1 to 5: three go on without one. A stream that is there is not changed, and its relay says so and waits."`
 	NATSSync       string   `name:"nats-sync" env:"NATS_SYNC" enum:",always,interval" default:"" help:"Whether the servers sync to disk before they acknowledge (sync_interval: always): 'always' or 'interval'. Where it is empty their monitoring addresses are asked."`
 	NATSMonitor    []string `name:"nats-monitor" env:"NATS_MONITOR" help:"The servers' monitoring addresses, such as http://127.0.0.1:8222, separated by commas."`
 	RequireDurable bool     `name:"require-durable" env:"REQUIRE_DURABLE" help:"Do not serve where the broker might lose what it acknowledged."`
+}
+
+func (b Broker) validate() error {
+	if b.NATSReplicas < 1 || b.NATSReplicas > 5 { // JetStream takes no more
+		return fmt.Errorf("NATS_REPLICAS is %d, and must be 1 to 5", b.NATSReplicas)
+	}
+	return nil
 }
 
 // inboxPrefix is where answers to a service come. The server lets no other service listen there.

@@ -70,6 +70,9 @@ func Run(ctx context.Context, o Options, b Broker, k KeyStore, def Definition) e
 	if err := o.validate(def.Name); err != nil {
 		return err
 	}
+	if err := b.validate(); err != nil {
+		return err
+	}
 	if err := k.validate(); err != nil {
 		return err
 	}
