@@ -14,7 +14,7 @@ LONGEST := ./outbox ./inbox ./broker ./heal
 MODULES := . idempotency/redisstore chaos bench
 each = @status=0; for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || status=1; done; exit $$status
 
-.PHONY: help demo bench test test-system test-browser race chaos soak mutants fuzz lint fmt docs env
+.PHONY: help demo bench test test-system test-docker test-browser race chaos soak mutants fuzz lint fmt docs env
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -34,6 +34,9 @@ test-system: ## run the tests of the whole: the real services, killed, cut off, 
 	.ci/install
 	cd chaos && $(TEST) ./...
 
+test-docker: ## run docker compose's containers under load, kill, pause and cut off each of them, and judge; some 15 minutes and a Docker Engine
+	cd chaos && ONCEBOX_DOCKER=1 $(TEST) -v -timeout=1h -run '^TestContainersThat|^TestContainersOf' .
+
 test-browser: ## look at the demo's page with a real Chromium. SCREENSHOTS=folder keeps the pictures
 	.ci/install chromium
 	cd cmd/demo/browser && $(TEST) ./...
@@ -51,7 +54,7 @@ soak: ## run the tests of the relay, the broker, the inbox, the keys and the pag
 	ONCEBOX_SOAK=1 go test -count=1 -timeout=4h -v ./outbox
 	ONCEBOX_SOAK=1 go test -count=1 -timeout=2h -v ./broker ./inbox ./idempotency
 	cd idempotency/redisstore && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v .
-	cd chaos && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v -run '^(TestARedisThatForgetsMakesNoSecondOrder|TestVerifyComparesAllOrdersAndThenWhatIsNew|TestABrokerThatLostItsDiskWithEventsInFlightIsFilledAgain)$$' .
+	cd chaos && ONCEBOX_SOAK=1 go test -count=1 -timeout=1h -v -run '^(TestARedisThatForgetsMakesNoSecondOrder|TestVerifyComparesAllOrdersAndThenWhatIsNew|TestABrokerThatLostItsDiskWithEventsInFlightIsFilledAgain|TestAClusterWhoseServersAreKilledOneAtATimeChargesEachOrderOnce)$$' .
 	.ci/install chromium
 	cd cmd/demo/browser && ONCEBOX_SOAK=1 go test -count=1 -v -run '^TestAThousandLiveRowsAreSmooth$$' .
 	go test -run '^$$' -bench Charge -benchtime 20000x -count 3 ./billing
@@ -77,9 +80,11 @@ docs: ## run every command of README.md and docs/ as it is written, in a fresh c
 env: ## write new random passwords, an admin token and an API key for docker compose into secrets/, and .env, which says where they are
 	@if [ -e secrets ]; then echo 'env: secrets/ is there, and holds the passwords that the volumes know. To begin anew: docker compose down -v && rm -r secrets' >&2; exit 1; fi
 	@umask 077 && mkdir secrets && umask 022 && cd secrets && \
-		for name in postgres orders-owner orders-app orders-relay billing-owner billing-app billing-relay nats-orders nats-billing nats-demo demo redis admin-token api-key; do \
+		for name in postgres orders-owner orders-app orders-relay billing-owner billing-app billing-relay nats-orders nats-billing nats-demo nats-cluster demo redis admin-token api-key; do \
 		od -An -N24 -tx1 /dev/urandom | tr -d ' \n' >"$$name"; done && \
 		printf 'NATS_%s_PASSWORD: "%s"\n' ORDERS "$$(cat nats-orders)" BILLING "$$(cat nats-billing)" DEMO "$$(cat nats-demo)" >nats-passwords && \
+		routes=$$(for name in nats nats-2 nats-3; do printf '"nats://cluster:%s@%s:6222", ' "$$(cat nats-cluster)" "$$name"; done) && \
+		printf 'authorization { user: cluster, password: "%s" }\nroutes: [%s]\n' "$$(cat nats-cluster)" "$$routes" >nats-cluster-routes && \
 		hash=$$({ sha256sum 2>/dev/null || shasum -a 256; } <api-key) && printf 'default:me:%s\n' "$${hash%% *}" >api-keys
 	@grep -qs '^ONCEBOX_SECRETS=' .env || echo 'ONCEBOX_SECRETS=./secrets' >>.env
 	@echo 'Wrote secrets/. Next: docker compose up --build --wait'

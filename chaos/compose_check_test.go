@@ -53,6 +53,9 @@ func job(s types.ServiceConfig) bool { return migrates(s) || s.Name == "nats-vol
 // asked is the operator's command, which runs when somebody runs it.
 func asked(s types.ServiceConfig) bool { return s.Name == "oncebox" }
 
+// isNATS is the broker, or one of the servers of docker-compose.cluster.yml that are.
+func isNATS(s types.ServiceConfig) bool { return slices.Contains(natsServers, s.Name) }
+
 func migrates(s types.ServiceConfig) bool { return strings.HasSuffix(s.Name, "-migrate") }
 
 // ours are the two services and the demo's page.
@@ -111,7 +114,7 @@ func checkSecrets(s types.ServiceConfig, fault faultFunc) {
 	}
 	for _, c := range s.Secrets {
 		// Postgres and the demo's job make the roles with theirs, and nats includes its file; redis is started with what its command reads.
-		if s.Name != "postgres" && s.Name != "demo-migrate" && s.Name != "nats" && !slices.Contains(named, secretPath(c)) && !strings.Contains(strings.Join(s.Command, " "), secretPath(c)) {
+		if s.Name != "postgres" && s.Name != "demo-migrate" && !isNATS(s) && !slices.Contains(named, secretPath(c)) && !strings.Contains(strings.Join(s.Command, " "), secretPath(c)) {
 			fault("is given %s, which it does not name", c.Source)
 		}
 	}
@@ -174,7 +177,7 @@ func checkHardening(s types.ServiceConfig, fault faultFunc) {
 	if !slices.Contains(s.SecurityOpt, "no-new-privileges:true") {
 		fault("may gain privileges")
 	}
-	if user, _, _ := strings.Cut(s.User, ":"); s.Name == "nats" && (user == "" || user == "0" || user == "root") {
+	if user, _, _ := strings.Cut(s.User, ":"); isNATS(s) && (user == "" || user == "0" || user == "root") {
 		fault("runs as root")
 	}
 	if s.Privileged {
@@ -259,7 +262,7 @@ func checkVolumes(s types.ServiceConfig, p *types.Project, fault faultFunc) {
 		}
 		kept[v.Target] = true
 	}
-	for name, target := range map[string]string{"postgres": "/var/lib/postgresql/data", "nats": "/data", "redis": "/data", "prometheus": "/prometheus"} {
+	for name, target := range map[string]string{"postgres": "/var/lib/postgresql/data", "nats": "/data", "nats-2": "/data", "nats-3": "/data", "redis": "/data", "prometheus": "/prometheus"} {
 		if s.Name == name && !kept[target] {
 			fault("nothing keeps %s", target)
 		}

@@ -30,7 +30,7 @@ const gracefulStop = 10 * time.Second
 // composeEnv is what make env writes into .env: without it the file must not load.
 var composeEnv = types.Mapping{"ONCEBOX_SECRETS": "./secrets"}
 
-func readRepositoryFile(t *testing.T, name string) string {
+func readRepositoryFile(t testing.TB, name string) string {
 	t.Helper()
 	b, err := os.ReadFile(filepath.Join(repository, name))
 	if err != nil {
@@ -39,21 +39,26 @@ func readRepositoryFile(t *testing.T, name string) string {
 	return string(b)
 }
 
-func loadCompose(ctx context.Context, yaml string, env types.Mapping) (*types.Project, error) {
+// loadCompose loads docker-compose.yml, with what overrides it behind it.
+func loadCompose(ctx context.Context, env types.Mapping, yaml string, overrides ...string) (*types.Project, error) {
 	dir, err := filepath.Abs(repository)
 	if err != nil {
 		return nil, err
 	}
+	files := []types.ConfigFile{{Filename: filepath.Join(dir, "docker-compose.yml"), Content: []byte(yaml)}}
+	for _, yaml := range overrides {
+		files = append(files, types.ConfigFile{Filename: filepath.Join(dir, "override.yml"), Content: []byte(yaml)})
+	}
 	return loader.LoadWithContext(ctx, types.ConfigDetails{
 		WorkingDir:  dir,
-		ConfigFiles: []types.ConfigFile{{Filename: filepath.Join(dir, "docker-compose.yml"), Content: []byte(yaml)}},
+		ConfigFiles: files,
 		Environment: maps.Clone(env), // the loader adds to it
 	}, loader.WithProfiles([]string{"demo", "observability", "operate", "redis"}))
 }
 
 func TestComposeFileKeepsItsPromises(t *testing.T) {
 	t.Parallel()
-	project, err := loadCompose(t.Context(), readRepositoryFile(t, "docker-compose.yml"), composeEnv)
+	project, err := loadCompose(t.Context(), composeEnv, readRepositoryFile(t, "docker-compose.yml"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +118,7 @@ func TestMistakesInTheComposeFileAreFound(t *testing.T) {
 			if bad == good {
 				t.Fatalf("docker-compose.yml has no %q to spoil", c.old)
 			}
-			project, err := loadCompose(t.Context(), bad, composeEnv)
+			project, err := loadCompose(t.Context(), composeEnv, bad)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -128,7 +133,7 @@ func TestMistakesInTheComposeFileAreFound(t *testing.T) {
 func TestComposeFileWithoutSecretsSaysWhatToRun(t *testing.T) {
 	t.Parallel()
 	for what, env := range map[string]types.Mapping{"missing": {}, "empty": {"ONCEBOX_SECRETS": ""}} {
-		_, err := loadCompose(t.Context(), readRepositoryFile(t, "docker-compose.yml"), env)
+		_, err := loadCompose(t.Context(), env, readRepositoryFile(t, "docker-compose.yml"))
 		if err == nil || !strings.Contains(err.Error(), "ONCEBOX_SECRETS") || !strings.Contains(err.Error(), "make env") {
 			t.Errorf("%s: got error %v, want one that names it and make env", what, err)
 		}
@@ -153,9 +158,9 @@ func TestMakeEnvWritesNewPasswordsAndKeepsThoseThatAreThere(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	project, err := loadCompose(t.Context(), readRepositoryFile(t, "docker-compose.yml"), env)
+	project, err := loadCompose(t.Context(), env, readRepositoryFile(t, "docker-compose.yml"), readRepositoryFile(t, "docker-compose.cluster.yml"))
 	if err != nil {
-		t.Fatalf("docker-compose.yml does not load with what make env wrote: %v", err)
+		t.Fatalf("docker-compose.yml and docker-compose.cluster.yml do not load with what make env wrote: %v", err)
 	}
 	secrets := filepath.Join(dir, "secrets")
 	// Nobody else on the machine comes to the files; the containers' users, who are strangers, are handed them one by one.
@@ -181,6 +186,11 @@ func TestMakeEnvWritesNewPasswordsAndKeepsThoseThatAreThere(t *testing.T) {
 		case "nats-passwords":
 			if want := natsPasswords(read("nats-orders"), read("nats-billing"), read("nats-demo")); value != want {
 				t.Errorf("nats-passwords is %q, want %q", value, want)
+			}
+			continue
+		case "nats-cluster-routes":
+			if want := natsRoutes(read("nats-cluster")); value != want {
+				t.Errorf("nats-cluster-routes is %q, want %q", value, want)
 			}
 			continue
 		}
