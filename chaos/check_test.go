@@ -3,6 +3,7 @@ package chaos
 import (
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -16,7 +17,12 @@ import (
 // waiting or unacknowledged.
 func (s *system) settle(t testing.TB) {
 	t.Helper()
-	stacktest.Eventually(t, patience, "all orders are settled", func() (bool, error) {
+	s.settleWithin(t, patience)
+}
+
+func (s *system) settleWithin(t testing.TB, limit time.Duration) {
+	t.Helper()
+	stacktest.Eventually(t, limit, "all orders are settled", func() (bool, error) {
 		if one[bool](t, s.orders.db, "SELECT EXISTS (SELECT FROM orders WHERE status = 'pending')") {
 			return false, nil
 		}

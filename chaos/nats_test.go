@@ -27,24 +27,25 @@ func as(user string) []nats.Option {
 	return []nats.Option{nats.UserInfo(user, natsPassword(user)), nats.CustomInboxPrefix("_INBOX_" + user)}
 }
 
-// asDeployed has the server run on deploy/nats/nats.conf, with users of the test's own beside those that are there.
-func asDeployed(t testing.TB, more ...string) func(*devstack.NATSConfig) {
+// natsConf is deploy/nats/nats.conf, with users of the test's own beside those that are there.
+func natsConf(t testing.TB, more ...string) string {
 	t.Helper()
-	const path = "deploy/nats/nats.conf"
-	conf, err := os.ReadFile(filepath.Join(repository, path))
-	if err != nil {
-		t.Fatal(err)
-	}
-	text := string(conf)
-	const users = "users = ["
+	const path, users = "deploy/nats/nats.conf", "users = ["
+	text := readRepositoryFile(t, path)
 	if strings.Count(text, users) != 1 {
 		t.Fatalf("%s has not one %q", path, users)
 	}
 	for _, u := range more {
 		text = strings.Replace(text, users, fmt.Sprintf("%s { user: %s, password: %q }", users, u, natsPassword(u)), 1)
 	}
+	return text
+}
+
+// asDeployed has the server run on natsConf.
+func asDeployed(t testing.TB, more ...string) func(*devstack.NATSConfig) {
+	t.Helper()
 	dir := t.TempDir()
-	for name, text := range map[string]string{"nats.conf": text, "passwords.conf": natsPasswords(natsPassword("orders"), natsPassword("billing"), natsPassword("demo"))} {
+	for name, text := range map[string]string{"nats.conf": natsConf(t, more...), "passwords.conf": natsPasswords(natsPassword("orders"), natsPassword("billing"), natsPassword("demo"))} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}

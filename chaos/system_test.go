@@ -190,6 +190,10 @@ func (s *system) order(t testing.TB, key string) {
 
 // accepted sends a request again and again until it is answered by 201.
 func accepted(ctx context.Context, send func() (answer, error)) error {
+	return acceptedWithin(ctx, patience, send)
+}
+
+func acceptedWithin(ctx context.Context, limit time.Duration, send func() (answer, error)) error {
 	_, err := backoff.Retry(ctx, func() (answer, error) {
 		a, err := send()
 		if err == nil && a.status != http.StatusCreated {
@@ -198,7 +202,7 @@ func accepted(ctx context.Context, send func() (answer, error)) error {
 			}
 		}
 		return a, err
-	}, backoff.WithBackOff(backoff.NewConstantBackOff(10*time.Millisecond)), backoff.WithMaxElapsedTime(patience))
+	}, backoff.WithBackOff(backoff.NewConstantBackOff(10*time.Millisecond)), backoff.WithMaxElapsedTime(limit))
 	return err
 }
 
