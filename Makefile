@@ -34,7 +34,7 @@ test-system: ## run the tests of the whole: the real services, killed, cut off, 
 	.ci/install
 	cd chaos && $(TEST) ./...
 
-test-docker: ## run docker compose's containers under load, kill, pause and cut off each of them, and judge; some 15 minutes and a Docker Engine
+test-docker: ## run docker compose's containers under load, kill, pause and cut off each of them, and judge; needs a Docker Engine, which builds the images first
 	cd chaos && ONCEBOX_DOCKER=1 $(TEST) -v -timeout=1h -run '^TestContainersThat|^TestContainersOf' .
 
 test-browser: ## look at the demo's page with a real Chromium. SCREENSHOTS=folder keeps the pictures

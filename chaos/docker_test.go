@@ -126,7 +126,7 @@ func (c *containers) ordersWait(t *testing.T, _ *load) {
 	t.Helper()
 	stacktest.Eventually(t, recovery, "orders are taken, and wait", func() (bool, error) {
 		n, err := c.count(t.Context(), "pending")
-		return n >= 40, err
+		return n >= 200, err // some seconds' worth: longer than AckWait and the lease
 	})
 }
 
@@ -135,7 +135,7 @@ func (c *containers) ordersArePaid(t *testing.T, since *load) {
 	t.Helper()
 	stacktest.Eventually(t, recovery, "orders are taken and paid without it", func() (bool, error) {
 		n, err := c.count(t.Context(), "paid")
-		return n >= since.before+40, err
+		return n >= since.before+100, err
 	})
 }
 
