@@ -97,6 +97,11 @@ func (c SubscriberConfig) validate() error {
 // pullWait is how long a request for messages stays with the broker, and so how long Close may take when none come.
 const pullWait = 500 * time.Millisecond
 
+// askFor is how many messages a request is for, in those that may be unacknowledged: more than it can be given. A replicated consumer
+// sends a message once most servers know of it, but what it says of a request that is full at once, and so before the request's last
+// messages: they would find nobody listening, all of them where many wait, and again each time that they came.
+const askFor = 4
+
 // checkEvery is how often the durable is looked at while nothing seems to be wrong.
 const checkEvery = time.Minute
 
@@ -248,7 +253,7 @@ func (s *Subscriber) pull(ctx context.Context, topic string, h *hand) error {
 		if tooLarge {
 			batch, err = consumer.Fetch(1, jetstream.FetchMaxWait(pullWait))
 		} else {
-			batch, err = consumer.Fetch(s.cfg.MaxAckPending, jetstream.FetchMaxBytes(room), jetstream.FetchMaxWait(pullWait))
+			batch, err = consumer.Fetch(askFor*s.cfg.MaxAckPending, jetstream.FetchMaxBytes(room), jetstream.FetchMaxWait(pullWait))
 		}
 		if err != nil {
 			return fmt.Errorf("pull: %w", err)
@@ -258,7 +263,7 @@ func (s *Subscriber) pull(ctx context.Context, topic string, h *hand) error {
 			h.take(m)
 			n++
 		}
-		if err := batch.Error(); err != nil {
+		if err := batch.Error(); err != nil && !errors.Is(err, jetstream.ErrBatchCompleted) {
 			return fmt.Errorf("pull: %w", err)
 		}
 		// The broker answers at once that the next message does not fit. It comes when there is more room, and alone when all

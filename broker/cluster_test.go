@@ -1,0 +1,60 @@
+package broker_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"testing"
+	"time"
+
+	"github.com/ThreeDotsLabs/watermill/message"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/oncebox/oncebox/broker"
+	"github.com/oncebox/oncebox/internal/devstack"
+	"github.com/oncebox/oncebox/internal/stacktest"
+)
+
+// A durable of three servers sends its messages later than what it says of the request for them. More messages wait here than may be
+// unacknowledged: each has to come, and at once, rather than after AckWait.
+func TestMoreThanMayBeUnacknowledgedComesFromACluster(t *testing.T) {
+	ctx := context.Background()
+	servers, err := devstack.StartNATSCluster(ctx, 3, devstack.NATSConfig{})
+	must(t, err)
+	for _, s := range servers {
+		t.Cleanup(func() { must(t, s.Remove()) })
+	}
+	nc, err := nats.Connect(servers[0].URL())
+	must(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	must(t, err)
+	declared := broker.Stream("MANY", "many.>")
+	declared.Replicas = 3
+	stacktest.Eventually(t, time.Minute, "the cluster has the stream", func() (bool, error) {
+		_, err := js.CreateStream(ctx, declared)
+		return err == nil, err
+	})
+	const unacked, messages = 50, 500
+	for i := range messages {
+		_, err := js.Publish(ctx, "many.one", fmt.Append(nil, i))
+		must(t, err)
+	}
+	sub, err := broker.NewSubscriber(nc, broker.SubscriberConfig{Stream: "MANY", Group: "all", AckWait: time.Minute, MaxAckPending: unacked,
+		Lanes: 4, Logger: slog.New(slog.DiscardHandler)})
+	must(t, err)
+	t.Cleanup(func() { must(t, sub.Close()) })
+	out, err := sub.Subscribe(ctx, "many.>")
+	must(t, err)
+	limit := time.After(30 * time.Second)
+	for n := range messages {
+		var m *message.Message
+		select {
+		case m = <-out:
+			m.Ack()
+		case <-limit:
+			t.Fatalf("%d of %d messages came within half of AckWait", n, messages)
+		}
+	}
+}
