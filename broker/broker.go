@@ -22,7 +22,7 @@ func Connect(urls, name string, log *slog.Logger, opts ...nats.Option) (*nats.Co
 		nats.IgnoreAuthErrorAbort(), // a password that is wrong for a while is an outage, not the end
 		nats.ReconnectWait(250 * time.Millisecond),
 		nats.ReconnectBufSize(-1),
-		nats.PingInterval(20 * time.Second),
+		nats.PingInterval(5 * time.Second), // a server that stands still, or is cut off, is left after the third that it does not answer
 		nats.DisconnectErrHandler(func(_ *nats.Conn, err error) {
 			if err != nil { // nil: we closed it
 				log.Warn("nats: disconnected", "error", err)

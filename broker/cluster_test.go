@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"strings"
 	"testing"
 	"time"
 
@@ -20,11 +21,7 @@ import (
 // unacknowledged: each has to come, and at once, rather than after AckWait.
 func TestMoreThanMayBeUnacknowledgedComesFromACluster(t *testing.T) {
 	ctx := context.Background()
-	servers, err := devstack.StartNATSCluster(ctx, 3, devstack.NATSConfig{})
-	must(t, err)
-	for _, s := range servers {
-		t.Cleanup(func() { must(t, s.Remove()) })
-	}
+	servers := threeServers(t)
 	nc, err := nats.Connect(servers[0].URL())
 	must(t, err)
 	t.Cleanup(nc.Close)
@@ -57,4 +54,36 @@ func TestMoreThanMayBeUnacknowledgedComesFromACluster(t *testing.T) {
 			t.Fatalf("%d of %d messages came within half of AckWait", n, messages)
 		}
 	}
+}
+
+// A connection into a server that stands still stays open. Its client has to find that out, and go to another one.
+func TestAServerThatStandsStillIsLeftForAnother(t *testing.T) {
+	servers := threeServers(t)
+	var urls []string
+	for _, s := range servers {
+		urls = append(urls, s.URL())
+	}
+	nc, err := broker.Connect(strings.Join(urls, ","), t.Name(), slog.New(slog.DiscardHandler))
+	must(t, err)
+	t.Cleanup(nc.Close)
+	on := nc.ConnectedUrl()
+	for _, s := range servers {
+		if s.URL() == on {
+			must(t, s.Pause())
+		}
+	}
+	stacktest.Eventually(t, 30*time.Second, "the connection is to another server", func() (bool, error) {
+		now := nc.ConnectedUrl()
+		return now != "" && now != on, nil
+	})
+}
+
+func threeServers(t *testing.T) []*devstack.NATS {
+	t.Helper()
+	servers, err := devstack.StartNATSCluster(context.Background(), 3, devstack.NATSConfig{})
+	must(t, err)
+	for _, s := range servers {
+		t.Cleanup(func() { must(t, s.Remove()) })
+	}
+	return servers
 }

@@ -87,7 +87,7 @@ func (c *cluster) leader(ctx context.Context, stream string) (int, error) {
 }
 
 // awaitWhole returns when all three servers have all of both streams and of both durables: one of them can be lost again.
-func (c *cluster) awaitWhole(t testing.TB) {
+func (c *system) awaitWhole(t testing.TB) {
 	t.Helper()
 	for _, d := range []direction{toBilling, toOrders} {
 		stacktest.Eventually(t, election, "three servers have "+d.stream, func() (bool, error) {

@@ -26,6 +26,7 @@ type containers struct {
 	key      string   // of the API
 	postgres string   // the superuser's way in, without a database
 	nats     string
+	cluster  bool // NATS is three servers
 }
 
 // startContainers builds and starts what the compose files say, and returns when all of it is healthy. What the judge has to look into,
@@ -71,6 +72,7 @@ configs:
 		project: fmt.Sprintf("oncebox-chaos-%d-%d", os.Getpid(), orders), key: secret("api-key"),
 		postgres: fmt.Sprintf("postgres://postgres:%s@127.0.0.1:%d/", secret("postgres"), postgres),
 		nats:     fmt.Sprintf("nats://127.0.0.1:%d", broker),
+		cluster:  len(files) > 1,
 		system: &system{
 			orders:  &service{name: "orders", addr: fmt.Sprintf("127.0.0.1:%d", orders)},
 			billing: &service{name: "billing", addr: fmt.Sprintf("127.0.0.1:%d", billing)}},
@@ -104,7 +106,7 @@ func (c *containers) look(t testing.TB) {
 		t.Cleanup(db.Close)
 		s.db = db
 	}
-	nc, err := nats.Connect(c.nats, append(as(tester), nats.MaxReconnects(-1), nats.IgnoreDiscoveredServers())...)
+	nc, err := nats.Connect(c.nats, append(as(tester), nats.MaxReconnects(-1), nats.PingInterval(time.Second), nats.IgnoreDiscoveredServers())...)
 	if err != nil {
 		t.Fatal(err)
 	}

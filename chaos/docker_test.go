@@ -89,6 +89,9 @@ func (c *containers) strikeAll(t *testing.T, effects map[string]func(*testing.T,
 			n, err := c.count(t.Context(), "pending")
 			return n > 0, err
 		})
+		if c.cluster {
+			c.awaitWhole(t) // one server at a time
+		}
 		before := l.mark()
 		c.docker(t, f.do(c, id)...)
 		if is := c.docker(t, "inspect", "-f", f.look, id); is != f.want {
