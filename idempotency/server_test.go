@@ -117,7 +117,6 @@ func serve(url string) error {
 		return err
 	case <-ctx.Done():
 	}
-	l.Close()
 	if err := s.Shutdown(context.Background()); err != nil {
 		return err
 	}

@@ -37,7 +37,8 @@ type RelayConfig struct {
 	// MinPoll and MaxPoll bound the pause between two looks at an outbox in which nothing is new: the first after work,
 	// doubled with each look in vain. [Relay.Wake] cuts it short. Default 5 ms and 1 s.
 	MinPoll, MaxPoll time.Duration
-	// SaveEvery is how often the cursor is saved within a round; it is saved at each round's end too. Default 200 ms.
+	// SaveEvery is how often the cursor is saved while it moves. What was sent since is read back from the log by the next relay, and not
+	// sent again. Default 200 ms.
 	SaveEvery time.Duration
 	// DrainTimeout bounds how long Run goes on sending what is committed after its context is done. What is not sent by then
 	// is the next relay's. Default 5 s.
@@ -63,6 +64,9 @@ type RelayConfig struct {
 	RequireDurable bool
 	// AfterRestore says what to do where the tables were restored into another cluster. Default Refuse.
 	AfterRestore AfterRestore
+	// Released is called when this relay has given its lease up, as when it stops: whoever can tells the standbys, by [Relay.Vacant], so that
+	// one leads at once. It must not block. Default: they find it within MaxPoll.
+	Released func()
 	// Logger hears of outages and takeovers. Default slog.Default().
 	Logger *slog.Logger
 	// Registerer gets the relay's metrics. Default: none does.

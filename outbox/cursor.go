@@ -56,6 +56,7 @@ func history(ticks, cursor, n, at string) string {
 func newCursor(pool *pgxpool.Pool, schema, name, topics, owner string, lease time.Duration) *cursor {
 	ticks := pgx.Identifier{schema, "outbox_tick"}.Sanitize()
 	cursors := pgx.Identifier{schema, "outbox_cursor"}.Sanitize()
+	outbox := pgx.Identifier{schema, "outbox"}.Sanitize()
 	return &cursor{
 		pool: pool, name: name, topics: topics, owner: owner, lease: lease,
 		acquireSQL: `
@@ -70,15 +71,24 @@ func newCursor(pool *pgxpool.Pool, schema, name, topics, owner string, lease tim
 			RETURNING name, saved_at`,
 		// One look at the end of each slot's index: max(n) of the whole ring would read all of it.
 		newestSQL: newestTick(ticks, "$1", "n, at"),
+		// Is there anything that the newest tick does not see? Then the next one is written, in the same statement. The look is flat in the
+		// rows and in the age of open transactions: it is at the end of an index. (WHERE xid >= … would be a scan of the whole table while
+		// that has no statistics.)
+		//
 		// The snapshot is the statement's own, and the row is its transaction's first write: its xid is at or above the
 		// snapshot's xmax, and once it is durable no crash hands out a lower one again. A snapshot that was only read would
 		// call rows seen that a crash undid and whose xids are then used by others, and those would never be sent.
 		tickSQL: `
 			WITH last AS (SELECT n, snap FROM ` + ticks + `
-				WHERE cursor = $1 AND slot = ($2::bigint >> 16) & 15 AND n = $2 AND at = $6 AND epoch <= $3)
-			INSERT INTO ` + ticks + ` (cursor, n, epoch, prev, snap, stream_seq, slot)
-			SELECT $1, n + 1, $3, CASE WHEN $5 THEN '1:1:' ELSE snap END, pg_current_snapshot(), $4, ((n + 1) >> 16) & 15 FROM last, ` + durably + `
-			ON CONFLICT DO NOTHING RETURNING at`,
+				WHERE cursor = $1 AND slot = ($2::bigint >> 16) & 15 AND n = $2 AND at = $6 AND epoch <= $3),
+			news AS MATERIALIZED (SELECT $7 OR
+				COALESCE((SELECT max(xid) FROM ` + outbox + `) >= (SELECT pg_snapshot_xmax(snap) FROM last), false) OR
+				EXISTS (SELECT FROM last, pg_snapshot_xip(last.snap) AS x WHERE EXISTS (SELECT FROM ` + outbox + ` WHERE xid = x)) AS found),
+			new AS (INSERT INTO ` + ticks + ` (cursor, n, epoch, prev, snap, stream_seq, slot)
+				SELECT $1, n + 1, $3, CASE WHEN $5 THEN '1:1:' ELSE snap END, pg_current_snapshot(), $4, ((n + 1) >> 16) & 15
+				FROM last, news, ` + durably + ` WHERE found
+				ON CONFLICT DO NOTHING RETURNING at)
+			SELECT found, (SELECT at FROM new) FROM last, news`,
 		rewindSQL: `
 			SELECT n, stream_seq FROM ` + ticks + ` WHERE cursor = $1 AND n > 0 AND stream_seq <= $2 ORDER BY n DESC LIMIT 1`,
 	}
@@ -151,19 +161,33 @@ func (c *cursor) takeOver(ctx context.Context, pos position) (err error) {
 // tick appends the tick that ends the next round. stream is a position of the log that holds every round before it. A round of
 // all holds everything that the outbox has, and not only what the tick before does not see.
 func (c *cursor) tick(ctx context.Context, stream uint64, all bool) error {
+	_, err := c.tickIf(ctx, stream, all, true)
+	return err
+}
+
+// tickIfNew is tick where rows have come that the newest tick does not see, which it reports. Else nothing is written.
+func (c *cursor) tickIfNew(ctx context.Context, stream uint64) (found bool, err error) {
+	return c.tickIf(ctx, stream, false, false)
+}
+
+func (c *cursor) tickIf(ctx context.Context, stream uint64, all, always bool) (found bool, err error) {
 	if err := crash.Before("relay-tick"); err != nil {
-		return err
+		return false, err
 	}
-	var at time.Time
-	err := crash.After("relay-tick", c.pool.QueryRow(ctx, c.tickSQL, c.name, c.newest, c.epoch, stream, all, c.newestAt).Scan(&at))
-	if errors.Is(err, pgx.ErrNoRows) {
+	var at *time.Time
+	err = rowByIndex(ctx, c.pool, c.tickSQL, []any{c.name, c.newest, c.epoch, stream, all, c.newestAt, always}, &found, &at)
+	if err == nil && !found {
+		return false, nil
+	}
+	err = crash.After("relay-tick", err)
+	if errors.Is(err, pgx.ErrNoRows) || err == nil && at == nil { // the database has no such history, or has a tick of that number
 		err = errFenced
 	}
 	if err != nil {
-		return fmt.Errorf("tick %d: %w", c.newest+1, err)
+		return false, fmt.Errorf("tick %d: %w", c.newest+1, err)
 	}
-	c.newest, c.newestAt = c.newest+1, at
-	return nil
+	c.newest, c.newestAt = c.newest+1, *at
+	return true, nil
 }
 
 // save stores the position and renews the lease, unless the epoch is over, or the database has lost what the position is of.

@@ -18,13 +18,13 @@ func (w *Writer) AddAt(ctx context.Context, tx pgx.Tx, at time.Time, events ...o
 	if len(events) == 0 {
 		return nil
 	}
-	args, err := w.args(events)
+	c, err := w.columns(events)
 	if err != nil {
 		return err
 	}
 	_, err = tx.Exec(ctx, "INSERT INTO "+pgx.Identifier{w.cfg.Schema, "outbox_delayed"}.Sanitize()+
 		` (id, source, topic, key, version, tenant_id, headers, payload, not_before)
-		SELECT *, $9::timestamptz FROM unnest(`+unnested+`)`, append(args, at)...)
+		SELECT *, $9::timestamptz FROM unnest(`+unnested+`)`, append(c.arrays(), at)...)
 	if err != nil {
 		return fmt.Errorf("outbox: add %d delayed events: %w", len(events), err)
 	}

@@ -42,11 +42,8 @@ func (a schemaAdapter) InsertQuery(p sql.InsertQueryParams) (sql.Query, error) {
 		}
 		events[i] = e
 	}
-	args, err := a.w.args(events)
-	if err != nil {
-		return sql.Query{}, err
-	}
-	return sql.Query{Query: a.w.insert, Args: args}, nil
+	insert, args, err := a.w.statement(events)
+	return sql.Query{Query: insert, Args: args}, err
 }
 
 func (w *Writer) eventOf(topic string, m *message.Message) (oncebox.Event, error) {

@@ -27,6 +27,7 @@ type Relay struct {
 	queries queries
 	metrics *relayMetrics
 	wake    chan string // what caused it
+	vacant  chan struct{}
 	leading atomic.Bool
 
 	// Of the goroutine in Run, while it leads:
@@ -43,6 +44,7 @@ type Relay struct {
 	parked     parkedRows
 	highest    int64 // seq of the rounds sent
 	passed     int   // rows of the round that the log was seen to hold
+	saved      position
 	savedAt    time.Time
 	retainedAt time.Time
 	dueAt      time.Time
@@ -59,7 +61,7 @@ func NewRelay(pool *pgxpool.Pool, sink Sink, cfg RelayConfig) (*Relay, error) {
 	}
 	r := &Relay{
 		pool: pool, sink: sink, cfg: cfg, log: cfg.Logger.With("cursor", cfg.Name),
-		queries: newQueries(cfg.Schema, topicsPattern(cfg.Topics)), wake: make(chan string, 1),
+		queries: newQueries(cfg.Schema, topicsPattern(cfg.Topics)), wake: make(chan string, 1), vacant: make(chan struct{}, 1),
 	}
 	r.metrics = newRelayMetrics(r)
 	return r, nil
@@ -81,6 +83,15 @@ func (r *Relay) wakeFor(cause string) {
 
 // Leading says whether this relay holds the lease, as far as it knows. Where it does not, a commit here is to wake another.
 func (r *Relay) Leading() bool { return r.leading.Load() }
+
+// Vacant tells a relay that stands by, on the word of another process, that the lease was given up: it tries to take it at once, rather than
+// at its next look. See [RelayConfig.Released]. It never blocks.
+func (r *Relay) Vacant() {
+	select {
+	case r.vacant <- struct{}{}:
+	default:
+	}
+}
 
 // Run relays until ctx is done; then it sends what is committed by then, saves the cursor, gives the lease up, and returns
 // nil. Outages of the database or the sink are logged and tried again for as long as it takes: nothing is skipped. It returns
@@ -150,8 +161,11 @@ func (r *Relay) lead(ctx context.Context, progress func()) error {
 		if ok {
 			break
 		}
-		if !r.idle(ctx, min(r.cfg.Lease/3, r.cfg.MaxPoll)) {
+		select {
+		case <-ctx.Done():
 			return nil
+		case <-r.vacant:
+		case <-time.After(min(r.cfg.Lease/3, r.cfg.MaxPoll)):
 		}
 	}
 	// From here on the work goes on for a while after ctx is done, to send what is committed by then.
@@ -181,10 +195,14 @@ func (r *Relay) lead(ctx context.Context, progress func()) error {
 	if work.Err() != nil {
 		err = context.Cause(work)
 	}
-	if err != nil && r.isOpen {
+	if r.isOpen && r.safe() != r.saved {
 		err = errors.Join(err, r.save(end)) // how far it came
 	}
-	return errors.Join(err, r.cursor.release(end))
+	err = errors.Join(err, r.cursor.release(end))
+	if r.cfg.Released != nil {
+		r.cfg.Released()
+	}
+	return err
 }
 
 func (r *Relay) relay(ctx, work context.Context, progress func()) error {
@@ -233,9 +251,12 @@ func (r *Relay) relay(ctx, work context.Context, progress func()) error {
 	}
 }
 
-// whileIdle renews the lease and looks whether the log still holds what was stored. Nothing else is written while nothing
-// happens.
+// whileIdle saves how far the relay came, renews the lease, and looks whether the log still holds what was stored. Nothing else is
+// written while nothing happens.
 func (r *Relay) whileIdle(ctx context.Context) error {
+	if r.safe() != r.saved {
+		return r.saveIfDue(ctx)
+	}
 	if time.Since(r.savedAt) <= r.cfg.Lease/3 {
 		return nil
 	}
@@ -257,14 +278,8 @@ func (r *Relay) runOnce(ctx context.Context) (sent bool, err error) {
 		if err := r.betweenRounds(ctx); err != nil {
 			return false, err
 		}
-		var found bool
-		if err := r.pool.QueryRow(ctx, r.queries.peek, planned, r.cfg.Name, r.cursor.newest).Scan(&found); err != nil {
-			return false, fmt.Errorf("look for new rows: %w", err)
-		}
-		if !found {
-			return false, nil
-		}
-		if err := r.cursor.tick(ctx, r.pos.stream, false); err != nil {
+		found, err := r.cursor.tickIfNew(ctx, r.pos.stream)
+		if err != nil || !found {
 			return false, err
 		}
 		r.metrics.rounds.Inc()
@@ -295,8 +310,8 @@ func (r *Relay) betweenRounds(ctx context.Context) error {
 	return nil
 }
 
-// round sends what is left of round pos.n and goes on to the next. An empty one, as a takeover makes it, is saved only when it is
-// time to: there may be thousands of them. sent is false for it.
+// round sends what is left of round pos.n and goes on to the next. The position is saved only when it is time to: a round may be one row,
+// and a takeover makes empty ones, for which sent is false, by the thousands.
 func (r *Relay) round(ctx context.Context) (sent bool, err error) {
 	rd, err := openRound(ctx, r.queries, r.cursor, r.pos.n, r.pos.seq, int64(r.cfg.Page), int64(r.cfg.PageBytes))
 	if err != nil {
@@ -338,7 +353,7 @@ func (r *Relay) round(ctx context.Context) (sent bool, err error) {
 		"skipped", r.passed)
 	r.highest = max(r.highest, r.pos.seq)
 	r.pos.n, r.pos.seq = r.pos.n+1, 0
-	return true, r.save(ctx)
+	return true, r.saveIfDue(ctx)
 }
 
 // safe is the position that may be saved. While some of what the log holds is still to be skipped that is the one at which the log
@@ -360,11 +375,11 @@ func (r *Relay) saveIfDue(ctx context.Context) error {
 
 func (r *Relay) save(ctx context.Context) error {
 	// Taken before the write: a slow save does not put off the next renewal of the lease.
-	now := time.Now()
-	if err := r.cursor.save(ctx, r.safe(), r.created); err != nil {
+	now, pos := time.Now(), r.safe()
+	if err := r.cursor.save(ctx, pos, r.created); err != nil {
 		return err
 	}
-	r.savedAt = now
+	r.saved, r.savedAt = pos, now
 	return nil
 }
 

@@ -234,15 +234,15 @@ func TestAPingOfAnotherProcessCutsThePollShort(t *testing.T) {
 	server := stacktest.NATS(t)
 	r := rigOn(t, stacktest.Postgres(t, migrations.Outbox), server)
 	relay := r.relay(func(c *outbox.RelayConfig) { c.Lease = time.Hour; c.MinPoll, c.MaxPoll = time.Minute, time.Minute })
-	_, err := broker.Wakeups(r.nc, "test", relay.Pinged)
+	_, err := broker.Wakeups(r.nc, "test", func(string) { relay.Pinged() })
 	must(t, err)
 	must(t, r.nc.Flush())
-	ping, err := broker.Wakeups(stacktest.Connect(t, server), "test", func() {})
+	tell, err := broker.Wakeups(stacktest.Connect(t, server), "test", func(string) {})
 	must(t, err)
 	stacktest.Eventually(t, 5*time.Second, "it leads", func() (bool, error) { return relay.Leading(), nil })
 	e := event("k", 1)
 	r.commit(e)
-	ping()
+	tell("")
 	r.eventuallyLogged(e)
 }
 

@@ -1,6 +1,7 @@
 package outbox
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,8 @@ const maxWindow = 64
 
 // queries are the statements that read a round. Snapshots travel as text.
 type queries struct {
-	peek, open, window, late, status string
-	retain                           func(slotTable string) string
+	open, window, late, status string
+	retain                     func(slotTable string) string
 }
 
 // newQueries are those of a cursor with these topics, a regular expression, "" for all.
@@ -42,11 +43,6 @@ func newQueries(schema, topics string) queries {
 	return queries{
 		status: statusQuery(schema, covered),
 		retain: retainQuery(schema),
-		// Is there anything that tick $2 does not see? Flat in the rows and in the age of open transactions: looks at the end of
-		// the index. (WHERE xid >= … would be a scan of the whole table while that has no statistics.)
-		peek: `WITH t AS (SELECT snap FROM ` + ticks + ` WHERE slot = ($2::bigint >> 16) & 15 AND cursor = $1 AND n = $2)
-			SELECT COALESCE((SELECT max(xid) FROM ` + outbox + `) >= (SELECT pg_snapshot_xmax(snap) FROM t), false)
-			OR EXISTS (SELECT FROM t, pg_snapshot_xip(t.snap) AS x WHERE EXISTS (SELECT FROM ` + outbox + ` WHERE xid = x))`,
 		// The round's two snapshots; its least and greatest seq among the transactions begun after the first (an index-only
 		// scan of (xid, seq)); and the transactions that were open at the first and are over at the second.
 		open: `
@@ -73,8 +69,28 @@ func newQueries(schema, topics string) queries {
 	}
 }
 
-// planned has Postgres plan a statement anew each time, for the values that come with it: a plan that was made and kept while a
-// partition was empty, as in a new database and each midnight, reads all of it later.
+// byIndex runs one of the statements that are all of a relay's work where little is to be sent, in one round trip and with the plan that the
+// connection keeps of it: planning it over the 16 slots takes longer than the rest. But a plan that was made while a slot was nearly
+// empty, as in a new database and each midnight, would read all of it later: so no plan may, the statement's transaction is told.
+func byIndex(ctx context.Context, pool *pgxpool.Pool, sql string, args []any, read func(pgx.Rows) error) error {
+	b := &pgx.Batch{}
+	b.Queue("SELECT set_config('plan_cache_mode', 'force_generic_plan', true), set_config('enable_seqscan', 'off', true)")
+	b.Queue(sql, args...).Query(read)
+	return pool.SendBatch(ctx, b).Close()
+}
+
+// rowByIndex is byIndex for one row; none is [pgx.ErrNoRows].
+func rowByIndex(ctx context.Context, pool *pgxpool.Pool, sql string, args []any, to ...any) error {
+	return byIndex(ctx, pool, sql, args, func(rows pgx.Rows) error {
+		if !rows.Next() {
+			return cmp.Or(rows.Err(), pgx.ErrNoRows)
+		}
+		return rows.Scan(to...)
+	})
+}
+
+// planned has Postgres plan a statement anew each time, for the values that come with it: those that are rare, or may well read all
+// of a slot.
 const planned = pgx.QueryExecModeCacheDescribe
 
 func literal(s string) string { return "'" + strings.ReplaceAll(s, "'", "''") + "'" }
@@ -109,7 +125,7 @@ type round struct {
 // openRound opens round n of a cursor behind row `after`.
 func openRound(ctx context.Context, q queries, c *cursor, n, after, page, bytes int64) (*round, error) {
 	r := &round{pool: c.pool, q: q, history: []any{c.name, c.newest, c.newestAt}, page: page, bytes: bytes, latePos: after, width: page}
-	err := c.pool.QueryRow(ctx, q.open, planned, c.name, n, c.newest, c.newestAt).Scan(&r.prev, &r.snap, &r.lo, &r.hi, &r.xids)
+	err := rowByIndex(ctx, c.pool, q.open, []any{c.name, n, c.newest, c.newestAt}, &r.prev, &r.snap, &r.lo, &r.hi, &r.xids)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = errFenced
 	}
@@ -209,10 +225,6 @@ func (r *round) merge() []row {
 
 // readRows returns the rows of one query, expected many; full says that there may be more of them.
 func readRows(ctx context.Context, pool *pgxpool.Pool, expected int64, sql string, args ...any) (rows []row, full bool, err error) {
-	result, err := pool.Query(ctx, sql, append([]any{planned}, args...)...)
-	if err != nil {
-		return nil, false, fmt.Errorf("read rows: %w", err)
-	}
 	var (
 		source, topic, tenant, headers pgtype.DriverBytes // the connection's own, until the next row
 		same                           = make(map[string]string)
@@ -225,13 +237,16 @@ func readRows(ctx context.Context, pool *pgxpool.Pool, expected int64, sql strin
 		}
 		return s
 	}
-	rows, err = pgx.AppendRows(make([]row, 0, expected), result, func(from pgx.CollectableRow) (row, error) {
-		var e row
-		err := from.Scan(&e.Seq, &e.ID, &source, &topic, &e.Key, &e.Version, &tenant, &e.Time, &headers, &e.Data, &full)
-		e.Source, e.Type, e.TenantID = intern(source), intern(topic), intern(tenant)
-		e.Time = e.Time.UTC()
-		e.broken = unmarshalHeaders(&e.Event, headers)
-		return e, err
+	err = byIndex(ctx, pool, sql, args, func(result pgx.Rows) (err error) {
+		rows, err = pgx.AppendRows(make([]row, 0, expected), result, func(from pgx.CollectableRow) (row, error) {
+			var e row
+			err := from.Scan(&e.Seq, &e.ID, &source, &topic, &e.Key, &e.Version, &tenant, &e.Time, &headers, &e.Data, &full)
+			e.Source, e.Type, e.TenantID = intern(source), intern(topic), intern(tenant)
+			e.Time = e.Time.UTC()
+			e.broken = unmarshalHeaders(&e.Event, headers)
+			return e, err
+		})
+		return err
 	})
 	if err != nil {
 		return nil, false, fmt.Errorf("read rows: %w", err)

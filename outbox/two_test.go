@@ -80,6 +80,27 @@ func TestARelayThatIsToldToStopIsGoneIn200Milliseconds(t *testing.T) {
 }
 
 // A stop sends what is committed by then. Others go on writing, in a rolling release, and that is for the next relay.
+// The standby's own next look would be an hour later.
+func TestAStandbyThatIsToldOfAReleaseLeadsAtOnce(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	var standby *running
+	slow := func(c *outbox.RelayConfig) { c.Lease, c.MaxPoll = 3*time.Hour, time.Hour }
+	first := r.relay(slow, func(c *outbox.RelayConfig) { c.Released = func() { standby.Vacant() } })
+	stacktest.Eventually(t, 5*time.Second, "the first leads", func() (bool, error) { return first.Leading(), nil })
+	standby = r.relay(slow)
+	e := event("k", 1)
+	r.commit(e)
+	first.Wake()
+	r.eventuallyLogged(e)
+	first.stop()
+	stacktest.Eventually(t, 5*time.Second, "the standby leads", func() (bool, error) { return standby.Leading(), nil })
+	after := event("k", 2)
+	r.commit(after)
+	standby.Wake()
+	r.eventuallyLogged(e, after)
+}
+
 func TestAStopDoesNotWaitForWhatOthersGoOnToWrite(t *testing.T) {
 	t.Parallel()
 	r := newRig(t)

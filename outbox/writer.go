@@ -54,8 +54,8 @@ type WriterConfig struct {
 // A Writer adds events to the outbox in the caller's transaction. It is safe for concurrent use, keeps no state and opens no
 // transaction of its own.
 type Writer struct {
-	cfg    WriterConfig
-	insert string
+	cfg       WriterConfig
+	one, many string // statements
 }
 
 // NewWriter returns a Writer, or an error that names the option that is wrong. It does not touch the database.
@@ -72,10 +72,13 @@ func NewWriter(cfg WriterConfig) (*Writer, error) {
 	if cfg.MaxPayload == 0 {
 		cfg.MaxPayload = defaultMaxPayload
 	}
-	// The rows' seq follows the arrays' order: unnest hands its rows on as they stand and nothing sorts them.
-	return &Writer{cfg: cfg, insert: "INSERT INTO " + pgx.Identifier{cfg.Schema, "outbox"}.Sanitize() +
-		` (id, source, topic, key, version, tenant_id, headers, payload)
-		SELECT * FROM unnest(` + unnested + `)`}, nil
+	into := "INSERT INTO " + pgx.Identifier{cfg.Schema, "outbox"}.Sanitize() + " (id, source, topic, key, version, tenant_id, headers, payload) "
+	return &Writer{
+		cfg: cfg,
+		one: into + "VALUES ($1, $2, $3, $4, $5, $6, $7, $8)",
+		// The rows' seq follows the arrays' order: unnest hands its rows on as they stand and nothing sorts them.
+		many: into + "SELECT * FROM unnest(" + unnested + ")",
+	}, nil
 }
 
 const unnested = "$1::uuid[], $2::text[], $3::text[], $4::text[], $5::bigint[], $6::text[], $7::jsonb[], $8::bytea[]"
@@ -86,11 +89,11 @@ func (w *Writer) Add(ctx context.Context, tx pgx.Tx, events ...oncebox.Event) er
 	if len(events) == 0 {
 		return nil
 	}
-	args, err := w.args(events)
+	insert, args, err := w.statement(events)
 	if err != nil {
 		return err
 	}
-	if _, err := tx.Exec(ctx, w.insert, args...); err != nil {
+	if _, err := tx.Exec(ctx, insert, args...); err != nil {
 		return fmt.Errorf("outbox: add %d events: %w", len(events), err)
 	}
 	return nil
@@ -101,11 +104,11 @@ func (w *Writer) AddSQL(ctx context.Context, tx *sql.Tx, events ...oncebox.Event
 	if len(events) == 0 {
 		return nil
 	}
-	args, err := w.args(events)
+	insert, args, err := w.statement(events)
 	if err != nil {
 		return err
 	}
-	if _, err := tx.ExecContext(ctx, w.insert, args...); err != nil {
+	if _, err := tx.ExecContext(ctx, insert, args...); err != nil {
 		return fmt.Errorf("outbox: add %d events: %w", len(events), err)
 	}
 	return nil
@@ -117,27 +120,44 @@ func (w *Writer) Queue(b *pgx.Batch, events ...oncebox.Event) error {
 	if len(events) == 0 {
 		return nil
 	}
-	args, err := w.args(events)
+	insert, args, err := w.statement(events)
 	if err != nil {
 		return err
 	}
-	b.Queue(w.insert, args...)
+	b.Queue(insert, args...)
 	return nil
 }
 
-// args are the columns of events, one array each.
-func (w *Writer) args(events []oncebox.Event) ([]any, error) {
-	var (
-		n        = len(events)
-		ids      = make([][16]byte, n) // as pgx encodes it without a detour by text
-		sources  = make([]string, n)
-		topics   = make([]string, n)
-		keys     = make([]string, n)
-		versions = make([]int64, n)
-		tenants  = make([]string, n)
-		headers  = make([]string, n)
-		payloads = make([][]byte, n)
-	)
+// statement inserts events: one by its columns, which spares Postgres the arrays, more by an array for each column.
+func (w *Writer) statement(events []oncebox.Event) (insert string, args []any, err error) {
+	c, err := w.columns(events)
+	if err != nil {
+		return "", nil, err
+	}
+	if len(events) == 1 {
+		return w.one, []any{c.ids[0], c.sources[0], c.topics[0], c.keys[0], c.versions[0], c.tenants[0], c.headers[0], c.payloads[0]}, nil
+	}
+	return w.many, c.arrays(), nil
+}
+
+// columns are events by column.
+type columns struct {
+	ids                                     [][16]byte // as pgx encodes them without a detour by text
+	sources, topics, keys, tenants, headers []string
+	versions                                []int64
+	payloads                                [][]byte
+}
+
+func (c *columns) arrays() []any {
+	return []any{c.ids, c.sources, c.topics, c.keys, c.versions, c.tenants, c.headers, c.payloads}
+}
+
+func (w *Writer) columns(events []oncebox.Event) (*columns, error) {
+	n := len(events)
+	c := &columns{
+		ids: make([][16]byte, n), sources: make([]string, n), topics: make([]string, n), keys: make([]string, n), tenants: make([]string, n),
+		headers: make([]string, n), versions: make([]int64, n), payloads: make([][]byte, n),
+	}
 	for i, e := range events {
 		if e.Source == "" {
 			e.Source = w.cfg.Source
@@ -163,19 +183,18 @@ func (w *Writer) args(events []oncebox.Event) ([]any, error) {
 			return nil, fmt.Errorf("outbox: %w: %s of %d bytes with its headers, more than %d", ErrTooLarge, e.Type, size, w.cfg.MaxPayload)
 		}
 		if e.ID == "" {
-			if ids[i], err = uuid.NewV7(); err != nil {
+			if c.ids[i], err = uuid.NewV7(); err != nil {
 				return nil, fmt.Errorf("outbox: make an id: %w", err)
 			}
 		} else {
-			ids[i] = uuid.MustParse(e.ID) // Validate has parsed it
+			c.ids[i] = uuid.MustParse(e.ID) // Validate has parsed it
 		}
-		sources[i] = e.Source
-		if payloads[i] = e.Data; e.Data == nil {
-			payloads[i] = []byte{}
+		if c.payloads[i] = e.Data; e.Data == nil {
+			c.payloads[i] = []byte{}
 		}
-		topics[i], keys[i], versions[i], tenants[i], headers[i] = e.Type, e.Key, e.Version, e.TenantID, string(h)
+		c.sources[i], c.topics[i], c.keys[i], c.versions[i], c.tenants[i], c.headers[i] = e.Source, e.Type, e.Key, e.Version, e.TenantID, string(h)
 	}
-	return []any{ids, sources, topics, keys, versions, tenants, headers, payloads}, nil
+	return c, nil
 }
 
 // The envelope's attributes without a column of their own are kept among the headers, under names that an event's own headers

@@ -95,15 +95,15 @@ func (a *assembly) makeOutbox(b Broker) error {
 	if err != nil {
 		return err
 	}
+	var tell func(word string)
 	a.relay, err = outbox.NewRelay(a.relayPool, a.traces.publishes(sink), outbox.RelayConfig{
 		Name: a.def.Name, Lease: a.Lease, DrainTimeout: share(a.StopTimeout, drainShare), Retention: a.OutboxRetention, RetainEvery: a.RetainEvery,
 		Parked: outbox.KeyPolicy(a.ParkedKeys), AfterRestore: outbox.AfterRestore(a.AfterRestore), RequireDurable: b.RequireDurable,
-		Logger: a.log, Registerer: a.reg})
+		Released: func() { tell(vacant) }, Logger: a.log, Registerer: a.reg})
 	if err != nil {
 		return err
 	}
-	ping, err := broker.Wakeups(a.nc, a.def.Name, a.relay.Pinged)
-	if err != nil {
+	if tell, err = broker.Wakeups(a.nc, a.def.Name, a.heard); err != nil {
 		return err
 	}
 	a.wake = func() {
@@ -111,10 +111,21 @@ func (a *assembly) makeOutbox(b Broker) error {
 			a.relay.Wake()
 			return
 		}
-		ping() // a standby's commits are for the one that leads
+		tell("") // a standby's commits are for the one that leads
 	}
 	a.writer, err = outbox.NewWriter(outbox.WriterConfig{Source: a.def.Name})
 	return err
+}
+
+// vacant is what a relay that gave its lease up tells the others. Any other word is that something was committed.
+const vacant = "vacant"
+
+func (a *assembly) heard(word string) {
+	if word == vacant {
+		a.relay.Vacant()
+		return
+	}
+	a.relay.Pinged()
 }
 
 // build makes the service's own work, and has it traced.
