@@ -7,11 +7,14 @@ TEST := go test -count=1 -p=2
 # its own deadline as a failure when a worker is busy at that moment (golang/go#48591).
 FUZZ := 90000x
 
+# Rooms of the root whose tests begin first, so that none of them runs alone at the end.
+LONGEST := ./outbox ./inbox ./broker ./heal
+
 # The root and what has needs of its own. Each is tried, whatever came of the one before.
 MODULES := . idempotency/redisstore chaos bench
 each = @status=0; for module in $(1); do echo "$$module: $(2)"; (cd $$module && $(2)) || status=1; done; exit $$status
 
-.PHONY: help demo bench test test-browser race chaos soak mutants fuzz lint fmt docs env
+.PHONY: help demo bench test test-system test-browser race chaos soak mutants fuzz lint fmt docs env
 
 help: ## list what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -23,15 +26,19 @@ bench: ## measure it beside its peers and its limits, 20 minutes of a quiet mach
 	@.ci/install
 	@cd bench && go build -buildvcs=false -o ../bin/bench . && cd .. && bin/bench $(BENCH)
 
-test: ## run all tests on real servers, installing the binaries of Postgres and Redis where they are missing
+test: ## run the tests of every room on real servers, installing the binaries of Postgres and Redis where they are missing
 	.ci/install
-	$(call each,$(MODULES),$(TEST) ./...)
+	$(call each,$(filter-out chaos,$(MODULES)),$(TEST) $$(test $$module != . || echo $(LONGEST)) ./...)
+
+test-system: ## run the tests of the whole: the real services, killed, cut off, restored, upgraded; and of what is shipped with them
+	.ci/install
+	cd chaos && $(TEST) ./...
 
 test-browser: ## look at the demo's page with a real Chromium. SCREENSHOTS=folder keeps the pictures
 	.ci/install chromium
 	cd cmd/demo/browser && $(TEST) ./...
 
-race: ## the same under the race detector
+race: ## both under the race detector
 	.ci/install
 	$(call each,$(MODULES),$(TEST) -race ./...)
 

@@ -252,7 +252,8 @@ func TestCloseEndsWhenNobodyTakesTheMessages(t *testing.T) {
 	r.consumer("all are in hand", func(i *jetstream.ConsumerInfo) bool { return i.NumAckPending == 10 })
 	must(t, s.Close())
 	kept.Ack() // too late
-	out, err = r.subscriber().Subscribe(context.Background(), "test.>")
+	// The tenth comes again, and nobody takes it.
+	out, err = r.subscriber(func(c *broker.SubscriberConfig) { c.CloseTimeout = 50 * time.Millisecond }).Subscribe(context.Background(), "test.>")
 	must(t, err)
 	for range 9 {
 		(<-out).Ack()

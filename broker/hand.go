@@ -37,6 +37,9 @@ type hand struct {
 	held  map[jetstream.Msg]holding // for keepAlive, room and the metrics
 	bytes int
 	freed chan struct{} // a message has left
+
+	unsent int       // acknowledgements, since toldAt
+	toldAt time.Time // when that was logged
 }
 
 func newHand(ctx context.Context, s *Subscriber, out chan<- *message.Message) *hand {
@@ -179,9 +182,21 @@ func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int) (acke
 		h.s.cfg.Logger.Warn("broker: closed with a message in its handler", "stream", h.s.cfg.Stream, "group", h.s.cfg.Group, "message", wm.UUID)
 	}
 	if err != nil { // it comes again after AckWait
-		h.s.cfg.Logger.Warn("broker: acknowledgement not sent", "stream", h.s.cfg.Stream, "group", h.s.cfg.Group, "error", err)
+		h.notSent(err)
 	}
 	return acked
+}
+
+// notSent tells of acknowledgements that the broker does not get, in one line a second: when it is away that is each one.
+func (h *hand) notSent(err error) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.unsent++
+	if time.Since(h.toldAt) < time.Second {
+		return
+	}
+	h.s.cfg.Logger.Warn("broker: acknowledgements not sent", "stream", h.s.cfg.Stream, "group", h.s.cfg.Group, "messages", h.unsent, "error", err)
+	h.unsent, h.toldAt = 0, time.Now()
 }
 
 // count is how many messages are in hand, and for how many seconds the oldest is.

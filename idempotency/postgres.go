@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -41,9 +42,10 @@ type ExpiredKey struct {
 // Postgres is the store whose records commit together with what the handler writes: the record of a request exists if, and only
 // if, its effect does. An attempt holds a connection of the pool while its handler runs, a waiting duplicate holds none.
 //
-// A replay costs one round trip, and no transaction. A first request costs that one more than the same transaction without a key:
-// then the record is looked for together with BEGIN, and written together with COMMIT. The primary key of the table is what lets only
-// one of two attempts commit; an advisory lock keeps the second one from running its handler for nothing.
+// A first request costs no round trip more than the same transaction without a key: its record is looked for together with BEGIN, and
+// written together with COMMIT. A replay costs two, and one without a transaction where the request before was a replay too; a first
+// request after a replay costs one more. The primary key of the table is what lets only one of two attempts commit; an advisory lock
+// keeps the second one from running its handler for nothing.
 //
 // The pool must lead to the primary. [TunePool] sets what ends the transaction of a host that is cut off.
 type Postgres struct {
@@ -52,6 +54,10 @@ type Postgres struct {
 
 	lookSQL, insertSQL, expireSQL, cleanSQL string
 	noLock                                  bool // tests take the advisory lock away
+
+	// repeats says that the last request here was one that had been answered before. They come in runs, as after an outage: while they do,
+	// a request is looked up before a transaction is begun for it.
+	repeats atomic.Bool
 }
 
 // NewPostgres returns the store on pool, or an error that names the option that is wrong. It does not touch the database: the
@@ -122,10 +128,12 @@ func (p *Postgres) Begin(ctx context.Context, req Request) (Attempt, Outcome, er
 	failed := func(err error) (Attempt, Outcome, error) {
 		return nil, Outcome{}, fmt.Errorf("idempotency: look a key up: %w", err)
 	}
-	if out, err := p.look(ctx, req); err != nil {
-		return failed(err)
-	} else if out.State != Fresh {
-		return nil, out, nil
+	if p.repeats.Load() {
+		if out, err := p.look(ctx, req); err != nil {
+			return failed(err)
+		} else if out.State != Fresh {
+			return nil, out, nil
+		}
 	}
 	until, failures := time.Now().Add(req.Wait), 0
 	for pause := firstPause; ; pause = min(2*pause, lastPause) {
@@ -164,6 +172,7 @@ func (p *Postgres) look(ctx context.Context, req Request) (Outcome, error) {
 	if err := p.pool.QueryRow(ctx, p.lookSQL, req.Tenant, req.Key[:], req.ends()).Scan(found.columns(&past)...); err != nil {
 		return Outcome{}, err
 	}
+	p.repeats.Store(found.live())
 	switch {
 	case found.live():
 		return found.outcome(req)
@@ -200,6 +209,7 @@ func (p *Postgres) try(ctx context.Context, req Request) (*postgresAttempt, Outc
 		return nil, Outcome{}, err
 	}
 	live := found.live()
+	p.repeats.Store(live)
 	if !live && !past && locked {
 		a := &postgresAttempt{store: p, conn: conn, req: req, expired: found.exists()}
 		if err := a.expire(ctx); err != nil {

@@ -17,7 +17,8 @@ import (
 type GroupConfig struct {
 	// Max is how many messages a group has at most. Default 100.
 	Max int
-	// Linger is how long a group that is not full waits for more. Default 2 ms.
+	// Linger is how long a group that is not full waits for more. Default 0, not at all: a group takes what came while the one before it
+	// ran, and so they grow with the load by themselves. More makes fewer transactions of a load between, and each message late.
 	Linger time.Duration
 	// Lanes is how many groups run at once, each on one connection. Messages of a key share a lane. Default 4.
 	Lanes int
@@ -26,9 +27,6 @@ type GroupConfig struct {
 func (c GroupConfig) withDefaults() (GroupConfig, error) {
 	if c.Max == 0 {
 		c.Max = 100
-	}
-	if c.Linger == 0 {
-		c.Linger = 2 * time.Millisecond
 	}
 	if c.Lanes == 0 {
 		c.Lanes = 4
@@ -130,7 +128,7 @@ func (l *lane) run(ctx context.Context) {
 	default:
 	}
 	l.mu.Unlock()
-	if !complete {
+	if !complete && l.cfg.Linger > 0 {
 		select {
 		case <-l.full:
 		case <-time.After(l.cfg.Linger):

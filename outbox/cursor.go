@@ -87,8 +87,12 @@ func newCursor(pool *pgxpool.Pool, schema, name, topics, owner string, lease tim
 			new AS (INSERT INTO ` + ticks + ` (cursor, n, epoch, prev, snap, stream_seq, slot)
 				SELECT $1, n + 1, $3, CASE WHEN $5 THEN '1:1:' ELSE snap END, pg_current_snapshot(), $4, ((n + 1) >> 16) & 15
 				FROM last, news, ` + durably + ` WHERE found
-				ON CONFLICT DO NOTHING RETURNING at)
-			SELECT found, (SELECT at FROM new) FROM last, news`,
+				ON CONFLICT DO NOTHING RETURNING at, prev, snap),
+			-- What the statement sees is what the new tick's snapshot sees.
+			r AS MATERIALIZED (SELECT seq FROM ` + outbox + ` WHERE NOT $7 AND xid >= (SELECT pg_snapshot_xmax(snap) FROM last))
+			SELECT found, new.at, new.prev::text, new.snap::text, COALESCE((SELECT min(seq) FROM r), 0), COALESCE((SELECT max(seq) FROM r), 0),
+				ARRAY(SELECT x::text FROM pg_snapshot_xip(new.prev) AS x WHERE pg_visible_in_snapshot(x, new.snap))
+			FROM last CROSS JOIN news LEFT JOIN new ON true`,
 		rewindSQL: `
 			SELECT n, stream_seq FROM ` + ticks + ` WHERE cursor = $1 AND n > 0 AND stream_seq <= $2 ORDER BY n DESC LIMIT 1`,
 	}
@@ -165,29 +169,37 @@ func (c *cursor) tick(ctx context.Context, stream uint64, all bool) error {
 	return err
 }
 
-// tickIfNew is tick where rows have come that the newest tick does not see, which it reports. Else nothing is written.
-func (c *cursor) tickIfNew(ctx context.Context, stream uint64) (found bool, err error) {
+// tickIfNew is tick where rows have come that the newest tick does not see, and returns what they are. Else it writes nothing and
+// returns nil.
+func (c *cursor) tickIfNew(ctx context.Context, stream uint64) (*bounds, error) {
 	return c.tickIf(ctx, stream, false, false)
 }
 
-func (c *cursor) tickIf(ctx context.Context, stream uint64, all, always bool) (found bool, err error) {
+func (c *cursor) tickIf(ctx context.Context, stream uint64, all, always bool) (*bounds, error) {
 	if err := crash.Before("relay-tick"); err != nil {
-		return false, err
+		return nil, err
 	}
-	var at *time.Time
-	err = rowByIndex(ctx, c.pool, c.tickSQL, []any{c.name, c.newest, c.epoch, stream, all, c.newestAt, always}, &found, &at)
+	var (
+		found      bool
+		at         *time.Time
+		prev, snap *string
+		b          bounds
+	)
+	err := rowByIndex(ctx, c.pool, c.tickSQL, []any{c.name, c.newest, c.epoch, stream, all, c.newestAt, always},
+		&found, &at, &prev, &snap, &b.lo, &b.hi, &b.xids)
 	if err == nil && !found {
-		return false, nil
+		return nil, nil
 	}
 	err = crash.After("relay-tick", err)
 	if errors.Is(err, pgx.ErrNoRows) || err == nil && at == nil { // the database has no such history, or has a tick of that number
 		err = errFenced
 	}
 	if err != nil {
-		return false, fmt.Errorf("tick %d: %w", c.newest+1, err)
+		return nil, fmt.Errorf("tick %d: %w", c.newest+1, err)
 	}
 	c.newest, c.newestAt = c.newest+1, *at
-	return true, nil
+	b.prev, b.snap = *prev, *snap
+	return &b, nil
 }
 
 // save stores the position and renews the lease, unless the epoch is over, or the database has lost what the position is of.

@@ -83,7 +83,7 @@ func TestPlansOfASmallSlotDoNotReadALargeOne(t *testing.T) {
 		_, err := c.tickIfNew(ctx, 0)
 		must(err)
 		must(c.tick(ctx, 0, false))
-		rd, err := openRound(ctx, q, c, c.newest, 0, 100, 1<<20)
+		rd, err := findBounds(ctx, q, c, c.newest)
 		must(err)
 		_, _, err = readRows(ctx, pool, 100, q.window, 50_000, 50_100, rd.prev, rd.snap, 1<<20, c.name, c.newest, c.newestAt)
 		must(err)

@@ -221,13 +221,14 @@ func (r *Relay) relay(ctx, work context.Context, progress func()) error {
 	}
 	r.log.Info("relay: leading", "epoch", r.cursor.epoch, "round", r.pos.n, "seq", r.pos.seq, "stream_seq", r.pos.stream,
 		"read_back", len(r.stored))
-	pause := r.cfg.MinPoll
+	pause, woken := r.cfg.MinPoll, false
 	for {
 		stopping, tick := ctx.Err() != nil, r.cursor.newest // asked before the look: what is committed by now is found by it
-		sent, err := r.runOnce(work)
+		sent, err := r.runOnce(work, woken)
 		if err != nil {
 			return err
 		}
+		woken = false
 		progress()
 		switch {
 		case stopping && (!sent || r.cursor.newest > tick): // what comes behind that tick is for the next relay
@@ -243,7 +244,7 @@ func (r *Relay) relay(ctx, work context.Context, progress func()) error {
 		case <-ctx.Done():
 		case cause := <-r.wake:
 			r.metrics.wakeups.WithLabelValues(cause).Inc()
-			pause = r.cfg.MinPoll
+			pause, woken = r.cfg.MinPoll, true
 		case <-time.After(min(pause, r.cfg.Lease/3)):
 			r.metrics.wakeups.WithLabelValues("poll").Inc()
 			pause = min(2*pause, r.cfg.MaxPoll)
@@ -266,28 +267,37 @@ func (r *Relay) whileIdle(ctx context.Context) error {
 	return r.save(ctx)
 }
 
-// runOnce sends the next round that has rows, making one where there is none; false says that nothing is new.
-func (r *Relay) runOnce(ctx context.Context) (sent bool, err error) {
-	for {
-		if r.pos.n <= r.cursor.newest {
-			if sent, err = r.round(ctx); err != nil || sent {
-				return sent, err
-			}
-			continue
+// runOnce sends the next round that has rows, making one where there is none; false says that nothing is new. What is to be done between
+// rounds comes before it; when it was woken, after it.
+func (r *Relay) runOnce(ctx context.Context, woken bool) (sent bool, err error) {
+	for r.pos.n <= r.cursor.newest {
+		b, err := findBounds(ctx, r.queries, r.cursor, r.pos.n)
+		if err != nil {
+			return false, err
 		}
+		if err := r.round(ctx, b); err != nil || !b.empty() {
+			return true, err
+		}
+	}
+	if !woken {
 		if err := r.betweenRounds(ctx); err != nil {
 			return false, err
 		}
-		found, err := r.cursor.tickIfNew(ctx, r.pos.stream)
-		if err != nil || !found {
-			return false, err
-		}
-		r.metrics.rounds.Inc()
-		if sent, err = r.round(ctx); err == nil && !sent {
-			err = errors.New("rows are there that no snapshot shows: were they restored into another cluster?")
-		}
-		return sent, err
 	}
+	b, err := r.cursor.tickIfNew(ctx, r.pos.stream)
+	switch {
+	case err != nil:
+		return false, err
+	case b == nil && woken:
+		return false, r.betweenRounds(ctx)
+	case b == nil:
+		return false, nil
+	}
+	r.metrics.rounds.Inc()
+	if b.empty() {
+		return false, errors.New("rows are there that no snapshot shows: were they restored into another cluster?")
+	}
+	return true, r.round(ctx, b)
 }
 
 // betweenRounds is called when every row of every tick is stored, and nothing is on its way.
@@ -311,13 +321,9 @@ func (r *Relay) betweenRounds(ctx context.Context) error {
 }
 
 // round sends what is left of round pos.n and goes on to the next. The position is saved only when it is time to: a round may be one row,
-// and a takeover makes empty ones, for which sent is false, by the thousands.
-func (r *Relay) round(ctx context.Context) (sent bool, err error) {
-	rd, err := openRound(ctx, r.queries, r.cursor, r.pos.n, r.pos.seq, int64(r.cfg.Page), int64(r.cfg.PageBytes))
-	if err != nil {
-		return false, err
-	}
-	sent = !rd.empty()
+// and a takeover makes empty ones by the thousands.
+func (r *Relay) round(ctx context.Context, b *bounds) error {
+	rd := newRound(r.queries, r.cursor, b, r.pos.seq, int64(r.cfg.Page), int64(r.cfg.PageBytes))
 	reading, stop := context.WithCancel(ctx)
 	pages := rd.pages(reading)
 	defer func() {
@@ -329,31 +335,29 @@ func (r *Relay) round(ctx context.Context) (sent bool, err error) {
 	r.passed = 0
 	for page := range pages {
 		if page.err != nil {
-			return sent, page.err
+			return page.err
 		}
 		if first == 0 {
 			first = page.rows[0].Seq
 		}
 		if err := r.send(ctx, page.rows); err != nil {
-			return sent, err
+			return err
 		}
 	}
 	if err := ctx.Err(); err != nil { // the reader may have ended for that
-		return sent, err
+		return err
 	}
 	if err := r.flush(ctx); err != nil {
-		return sent, err
-	}
-	if !sent {
-		r.pos.n, r.pos.seq = r.pos.n+1, 0
-		return false, r.saveIfDue(ctx)
+		return err
 	}
 	// A seq below that of a round before is what a cursor at the greatest seq would lose.
-	r.log.Debug("relay: round", "n", r.pos.n, "late", rd.lateRows, "first", first, "last", r.pos.seq, "below", first < r.highest,
-		"skipped", r.passed)
-	r.highest = max(r.highest, r.pos.seq)
+	if !b.empty() {
+		r.log.Debug("relay: round", "n", r.pos.n, "late", rd.lateRows, "first", first, "last", r.pos.seq, "below", first < r.highest,
+			"skipped", r.passed)
+		r.highest = max(r.highest, r.pos.seq)
+	}
 	r.pos.n, r.pos.seq = r.pos.n+1, 0
-	return true, r.saveIfDue(ctx)
+	return r.saveIfDue(ctx)
 }
 
 // safe is the position that may be saved. While some of what the log holds is still to be skipped that is the one at which the log

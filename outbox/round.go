@@ -111,9 +111,7 @@ type round struct {
 	page    int64 // rows
 	bytes   int64
 
-	prev, snap string
-	lo, hi     int64    // least and greatest seq among the transactions begun after prev, 0 for none
-	xids       []string // of the transactions open at prev
+	bounds
 
 	main, late       []row // read and not yet yielded
 	mainPos, latePos int64 // read up to here
@@ -122,23 +120,34 @@ type round struct {
 	width            int64 // of the next window
 }
 
-// openRound opens round n of a cursor behind row `after`.
-func openRound(ctx context.Context, q queries, c *cursor, n, after, page, bytes int64) (*round, error) {
-	r := &round{pool: c.pool, q: q, history: []any{c.name, c.newest, c.newestAt}, page: page, bytes: bytes, latePos: after, width: page}
-	err := rowByIndex(ctx, c.pool, q.open, []any{c.name, n, c.newest, c.newestAt}, &r.prev, &r.snap, &r.lo, &r.hi, &r.xids)
+// bounds are where the rows of a round are.
+type bounds struct {
+	prev, snap string
+	lo, hi     int64    // least and greatest seq among the transactions begun after prev, 0 for none
+	xids       []string // of the transactions open at prev, and over at snap
+}
+
+// empty says that no row at all became visible, whatever its topic.
+func (b *bounds) empty() bool { return b.hi == 0 && len(b.xids) == 0 }
+
+// findBounds looks up the bounds of a round that was made before. Whoever makes one has them of [cursor.tickIfNew].
+func findBounds(ctx context.Context, q queries, c *cursor, n int64) (*bounds, error) {
+	var b bounds
+	err := rowByIndex(ctx, c.pool, q.open, []any{c.name, n, c.newest, c.newestAt}, &b.prev, &b.snap, &b.lo, &b.hi, &b.xids)
 	if errors.Is(err, pgx.ErrNoRows) {
 		err = errFenced
 	}
 	if err != nil {
 		return nil, fmt.Errorf("open round %d: %w", n, err)
 	}
-	r.mainPos = max(after, r.lo-1)
-	r.lateDone = len(r.xids) == 0
-	return r, nil
+	return &b, nil
 }
 
-// empty says that no row at all became visible, whatever its topic.
-func (r *round) empty() bool { return r.hi == 0 && len(r.xids) == 0 }
+// newRound is what of the bounds' rows stands behind row `after`.
+func newRound(q queries, c *cursor, b *bounds, after, page, bytes int64) *round {
+	return &round{pool: c.pool, q: q, history: []any{c.name, c.newest, c.newestAt}, page: page, bytes: bytes, bounds: *b,
+		mainPos: max(after, b.lo-1), latePos: after, lateDone: len(b.xids) == 0, width: page}
+}
 
 // A page is some rows of a round, or the error that ended it.
 type page struct {
