@@ -55,6 +55,7 @@ soak: ## run the tests of the relay, the broker, the inbox, the keys and the pag
 	.ci/install chromium
 	cd cmd/demo/browser && ONCEBOX_SOAK=1 go test -count=1 -v -run '^TestAThousandLiveRowsAreSmooth$$' .
 	go test -run '^$$' -bench Charge -benchtime 20000x -count 3 ./billing
+	go test -run '^$$' -bench Known -benchtime 40000x ./billing
 	go test -run '^$$' -bench Poison -benchtime 20000x -timeout=1h ./billing
 
 mutants: ## break one guard after the other and show which test catches it, for half an hour or so. MUTANTS="-only healing-off" for one
