@@ -29,14 +29,19 @@ func (w *world) before(ctx context.Context, p *program, state string) (bool, err
 	return true, nil
 }
 
-// relaying is the process of p's service whose relay leads, and p if none says so.
-func (w *world) relaying(p *program) *program {
-	for _, other := range w.of(p.service) {
-		if other.counters.gauge("oncebox_relay_leading") > 0 {
-			return other
+// relaying is the process of p's service whose relay leads, and p if none says so for as long as a state is waited for.
+func (w *world) relaying(ctx context.Context, p *program) (*program, error) {
+	for late := time.Now().Add(wantLimit); time.Now().Before(late); {
+		for _, one := range w.of(p.service) {
+			if one.counters.gauge("oncebox_relay_leading") > 0 {
+				return one, nil
+			}
+		}
+		if err := trial.Pause(ctx, pollPause); err != nil {
+			return nil, err
 		}
 	}
-	return p
+	return p, nil
 }
 
 // seen looks at the process that stands still.

@@ -53,7 +53,9 @@ func (r *run) strike(ctx context.Context, f fault) (state string, err error) {
 func (r *run) strikeProcess(ctx context.Context, f fault) (state string, err error) {
 	p := r.w.named(f.Target)
 	if f.State == "unsent" {
-		p = r.w.relaying(p)
+		if p, err = r.w.relaying(ctx, p); err != nil {
+			return "", err
+		}
 	}
 	if err := p.turn.take(ctx); err != nil {
 		return "", err
