@@ -11,6 +11,8 @@ import (
 	"github.com/ThreeDotsLabs/watermill"
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncebox/oncebox/billing"
 	"github.com/oncebox/oncebox/broker"
@@ -44,9 +46,26 @@ func BenchmarkCharge(b *testing.B) {
 		}},
 	} {
 		b.Run(way.name, func(b *testing.B) {
-			b.ReportMetric(charges(b, server, 0, nil, way.handle), "charges/s")
+			b.ReportMetric(charges(b, server, 0, nil, way.handle, nil), "charges/s")
 			b.ReportMetric(0, "ns/op")
 		})
+	}
+}
+
+// BenchmarkKnown measures how fast requests pass that were charged before, as after the loss of a stream: faster than new ones.
+//
+//	go test ./billing -run '^$' -bench Known -benchtime 40000x
+func BenchmarkKnown(b *testing.B) {
+	if b.N == 1 { // Go tries with one first
+		return
+	}
+	var known float64
+	fresh := charges(b, stacktest.OwnPostgres(b, devstack.PostgresConfig{Fsync: true}), 0, nil, asSet, &known)
+	b.ReportMetric(fresh, "charges/s")
+	b.ReportMetric(known, "known/s")
+	b.ReportMetric(0, "ns/op")
+	if known < fresh {
+		b.Errorf("%.0f that are known pass in a second, and %.0f new ones", known, fresh)
 	}
 }
 
@@ -73,7 +92,7 @@ func BenchmarkPoison(b *testing.B) {
 			rates := map[int][]float64{}
 			for range rounds {
 				for _, bad := range []int{0, 1, 10} {
-					rates[bad] = append(rates[bad], charges(b, server, bad, way.of, way.handle))
+					rates[bad] = append(rates[bad], charges(b, server, bad, way.of, way.handle, nil))
 				}
 			}
 			for bad, of := range rates {
@@ -104,8 +123,9 @@ func asSet(in *inbox.Inbox, s *billing.Service) (message.NoPublishHandlerFunc, e
 	return in.Group(s.GroupHandler(), inbox.GroupConfig{})
 }
 
-// charges handles b.N requests, bad of a hundred poisonous, and returns how many it charges in a second.
-func charges(b *testing.B, server *devstack.Postgres, bad int, of poison, handle handling) float64 {
+// charges handles b.N requests, bad of a hundred poisonous, and returns how many it charges in a second. Where known is not nil, they
+// come once more, and it is set to how many pass in a second then.
+func charges(b *testing.B, server *devstack.Postgres, bad int, of poison, handle handling, known *float64) float64 {
 	b.Helper()
 	ctx := context.Background()
 	pool, err := pgxpool.New(ctx, server.URL("postgres"))
@@ -123,11 +143,33 @@ func charges(b *testing.B, server *devstack.Postgres, bad int, of poison, handle
 	wantDead := fillStream(b, nats, b.N, bad, of)
 	nc := stacktest.Connect(b, nats)
 
-	done := make(chan struct{}, b.N)
 	in, err := inbox.New(pool, inbox.Config{Consumer: billing.Name, Logger: slog.New(slog.DiscardHandler)})
 	must(b, err)
 	h, err := handle(in, s)
 	must(b, err)
+	_, err = pool.Exec(ctx, "CHECKPOINT")
+	must(b, err)
+	took := drain(b, nc, h)
+	if known != nil {
+		js, err := jetstream.New(nc)
+		must(b, err)
+		must(b, js.DeleteConsumer(ctx, events.OrdersStream, billing.Name))
+		*known = float64(b.N) / drain(b, nc, h).Seconds()
+	}
+	nc.Close()
+	must(b, nats.Stop(ctx))
+	var charged, dead int
+	must(b, pool.QueryRow(ctx, "SELECT (SELECT count(*) FROM charge), (SELECT count(*) FROM oncebox.dead_letter)").Scan(&charged, &dead))
+	if charged != b.N-wantDead || dead != wantDead {
+		b.Errorf("%d charges and %d dead letters for %d requests, %d of them bad", charged, dead, b.N, wantDead)
+	}
+	return float64(charged) / took.Seconds()
+}
+
+// drain handles all of the stream, b.N messages, and returns how long that took.
+func drain(b *testing.B, nc *nats.Conn, h message.NoPublishHandlerFunc) time.Duration {
+	b.Helper()
+	done := make(chan struct{}, b.N)
 	sub, err := broker.NewSubscriber(nc, broker.SubscriberConfig{Stream: events.OrdersStream, Group: billing.Name, MaxAckPending: 2000, Logger: slog.New(slog.DiscardHandler)})
 	must(b, err)
 	router, err := message.NewRouter(message.RouterConfig{}, watermill.NopLogger{})
@@ -139,22 +181,13 @@ func charges(b *testing.B, server *devstack.Postgres, bad int, of poison, handle
 		}
 		return err
 	})
-	_, err = pool.Exec(ctx, "CHECKPOINT")
-	must(b, err)
 	began := time.Now()
-	go func() { _ = router.Run(ctx) }()
+	go func() { _ = router.Run(context.Background()) }()
 	for range b.N {
 		<-done
 	}
 	took := time.Since(began)
 	must(b, sub.Close())
 	must(b, router.Close())
-	nc.Close()
-	must(b, nats.Stop(ctx))
-	var charged, dead int
-	must(b, pool.QueryRow(ctx, "SELECT (SELECT count(*) FROM charge), (SELECT count(*) FROM oncebox.dead_letter)").Scan(&charged, &dead))
-	if charged != b.N-wantDead || dead != wantDead {
-		b.Errorf("%d charges and %d dead letters for %d requests, %d of them bad", charged, dead, b.N, wantDead)
-	}
-	return float64(charged) / took.Seconds()
+	return took
 }

@@ -39,9 +39,9 @@ type rig struct {
 	js     jetstream.JetStream
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t *testing.T, opts ...func(*devstack.NATSConfig)) *rig {
 	t.Helper()
-	server := stacktest.NATS(t)
+	server := stacktest.NATS(t, opts...)
 	nc, err := broker.Connect(server.URL(), "test", slog.New(slog.NewTextHandler(t.Output(), nil)))
 	must(t, err)
 	t.Cleanup(nc.Close)

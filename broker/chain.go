@@ -27,7 +27,8 @@ const (
 	maxOpenBatches = 4
 	// ackEvery is how many singles share an acknowledgement: one that is stored at its sequence proves the singles before it.
 	ackEvery = 64
-	// maxUnacked bounds the singles on their way, since a stream takes 10,000 into its queue and drops the rest.
+	// maxUnacked bounds the singles on their way, since a stream takes 10,000 into its queue and drops the rest. There are fewer where
+	// the broker is slow: see window.
 	maxUnacked = 4096
 	// lateReach is how far behind its end of now a stream may still be given messages by older chains: the most that one has on
 	// its way, and a batch.
@@ -51,6 +52,7 @@ func (r *refusal) Error() string {
 type unit struct {
 	last   uint64
 	bytes  int
+	at     time.Time // when it was asked for
 	batch  bool
 	stored bool
 }
@@ -71,6 +73,7 @@ type chain struct {
 	open              []unit // on their way, the oldest first
 	bytes             int    // of open
 	unasked           unit   // where the last one ends that asks for an acknowledgement, and the bytes behind it
+	window            int    // units of singles on their way
 	answered, asked   int
 	msg               nats.Msg
 	values            []string // of msg's headers
@@ -80,7 +83,7 @@ type chain struct {
 func newChain(nc *nats.Conn, stream string, last uint64, cfg SinkConfig) (*chain, error) {
 	c := &chain{
 		nc: nc, stream: stream, cfg: cfg, replies: nc.NewInbox() + ".",
-		acks: make(chan *nats.Msg, maxUnacked), base: last, acked: last, sent: last, unasked: unit{last: last},
+		acks: make(chan *nats.Msg, maxUnacked), base: last, acked: last, sent: last, unasked: unit{last: last}, window: 1,
 		msg:    nats.Msg{Header: make(nats.Header)},
 		broken: nc.StatusChanged(nats.RECONNECTING, nats.DISCONNECTED, nats.CLOSED),
 	}
@@ -102,7 +105,7 @@ func (c *chain) singles(ctx context.Context, events []oncebox.Event) error {
 	for i := range events {
 		e := &events[i]
 		size := roughSize(e)
-		if err := c.room(ctx, size, maxUnacked/ackEvery); err != nil {
+		if err := c.room(ctx, size, c.window); err != nil {
 			return err
 		}
 		c.message(e)
@@ -201,7 +204,7 @@ func roughSize(e *oncebox.Event) int {
 
 // ask makes the message, the last of u, ask for an acknowledgement.
 func (c *chain) ask(u unit) {
-	c.msg.Reply = c.replies + strconv.FormatUint(u.last, 10)
+	c.msg.Reply, u.at = c.replies+strconv.FormatUint(u.last, 10), time.Now()
 	c.open = append(c.open, u)
 	c.bytes += u.bytes
 	c.asked++
@@ -300,12 +303,27 @@ func (c *chain) take(m *nats.Msg) {
 			}
 		}
 	}
+	if len(c.open) > 0 && c.open[0].stored {
+		c.pace(time.Since(c.open[0].at))
+	}
 	for len(c.open) > 0 && c.open[0].stored {
 		c.acked = c.open[0].last
 		c.bytes -= c.open[0].bytes
 		c.open = c.open[1:]
 	}
 	c.err = crash.After("broker-acked", c.err)
+}
+
+// pace sets how many singles may be on their way, by how long an acknowledgement took. A stream takes all that has come to it before it
+// acknowledges the first of them, so that on a server which syncs each message, and did not say so, thousands would keep us waiting for
+// longer than we wait, and be taken for a broker that is away.
+func (c *chain) pace(took time.Duration) {
+	switch {
+	case took > c.cfg.Timeout/4:
+		c.window = max(1, c.window/2)
+	case took < c.cfg.Timeout/8 && len(c.open) >= c.window:
+		c.window = min(2*c.window, maxUnacked/ackEvery)
+	}
 }
 
 // checkAck says whether m acknowledges that what ends at sequence expected is stored there.

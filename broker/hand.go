@@ -174,7 +174,9 @@ func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int) (acke
 		}
 		h.s.metrics.acked.Inc()
 	case <-wm.Nacked():
-		err = m.NakWithDelay(h.s.backoff(delivered))
+		if err = crash.Before("broker-nak"); err == nil {
+			err = crash.After("broker-nak", m.NakWithDelay(h.s.backoff(delivered)))
+		}
 		h.s.metrics.nacked.Inc()
 	default:
 		h.s.cfg.Logger.Warn("broker: closed with a message in its handler", "stream", h.s.cfg.Stream, "group", h.s.cfg.Group, "message", wm.UUID)

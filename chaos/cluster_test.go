@@ -52,7 +52,8 @@ func newCluster(t testing.TB) *cluster {
 	if c.js, err = jetstream.New(nc); err != nil {
 		t.Fatal(err)
 	}
-	c.orders, c.billing = newService(t, "orders", c.nats, brisk), newService(t, "billing", c.nats, brisk)
+	_, pg := shared.get(t)
+	c.orders, c.billing = newService(t, "orders", pg, c.nats, brisk), newService(t, "billing", pg, c.nats, brisk)
 	for s, sync := range map[*service]string{c.orders: "interval", c.billing: "always"} {
 		s.process = map[string]string{"NATS_URL": c.urls(s.name), "NATS_REPLICAS": "3", "NATS_SYNC": sync}
 	}

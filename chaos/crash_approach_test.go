@@ -133,6 +133,109 @@ func byDropping(t testing.TB, _ *crashed, svcs []*service, arm func()) func() {
 	}
 }
 
+// noop is a topic of the service's stream that nobody knows.
+func (s *service) noop() string { return s.name + ".noop.v1" }
+
+// byRetrying has such a one sent after all, under a topic that the stream has. It is an outbox row like any other to the judge.
+func byRetrying(t testing.TB, _ *crashed, svcs []*service, arm func()) func() {
+	for _, svc := range svcs {
+		svc.unsendable(t)
+		svc.parked(t, "")
+	}
+	arm()
+	for _, svc := range svcs {
+		svc.exec(t, "UPDATE oncebox.outbox_parked SET outcome = 'retry', topic = $1", svc.noop())
+	}
+	return func() {
+		for _, svc := range svcs {
+			svc.parked(t, "retried")
+			svc.exec(t, "DELETE FROM oncebox.outbox_parked")
+		}
+	}
+}
+
+// byDelay has an event become due. The relay is held up before it looks for one.
+func byDelay(t testing.TB, _ *crashed, svcs []*service, arm func()) func() {
+	var releases []func()
+	for _, svc := range svcs {
+		releases = append(releases, svc.hold(t, "SELECT FROM oncebox.outbox_cursor FOR UPDATE"))
+		stacktest.Eventually(t, patience, svc.name+"'s relay is held up", func() (bool, error) {
+			return svc.blocked(t, "%UPDATE%outbox_cursor%") > 0, nil
+		})
+		svc.exec(t, `INSERT INTO oncebox.outbox_delayed (id, source, topic, key, version, tenant_id, headers, payload, not_before)
+			VALUES (gen_random_uuid(), $1, $2, 'key', 0, 'default', '{}', '{}', clock_timestamp())`, svc.name, svc.noop())
+	}
+	arm()
+	for _, release := range releases {
+		release()
+	}
+	return func() {
+		for _, svc := range svcs {
+			stacktest.Eventually(t, patience, svc.name+" has sent what was due", func() (bool, error) {
+				return one[bool](t, svc.db, "SELECT NOT EXISTS (SELECT FROM oncebox.outbox_delayed)"), nil
+			})
+		}
+	}
+}
+
+// byLocked makes an order while a lock is held that its work needs, and gives the lock back when the service has failed.
+func byLocked(lock string) approach {
+	return func(t testing.TB, c *crashed, svcs []*service, arm func()) func() {
+		arm()
+		release := svcs[0].hold(t, lock)
+		wait := c.load(t, 1)
+		return func() {
+			release()
+			wait()
+		}
+	}
+}
+
+// byForgetting makes what is handled three months old, and with it the events, which would be missed else. Who prunes is held up
+// meanwhile.
+func byForgetting(t testing.TB, c *crashed, svcs []*service, arm func()) func() {
+	c.load(t, 6)()
+	c.settle(t)
+	var releases []func()
+	for _, svc := range svcs {
+		releases = append(releases, svc.hold(t, "LOCK TABLE oncebox.inbox_retention IN EXCLUSIVE MODE"))
+		stacktest.Eventually(t, patience, svc.name+" is about to prune", func() (bool, error) {
+			return svc.blocked(t, "%inbox_retention%") > 0, nil
+		})
+		for _, sql := range []string{"UPDATE oncebox.outbox SET time = time - interval '90 days'", "UPDATE oncebox.inbox SET at = at - interval '90 days'"} {
+			svc.exec(t, sql)
+		}
+	}
+	arm()
+	for _, release := range releases {
+		release()
+	}
+	wait := c.load(t, 1)
+	return func() {
+		wait()
+		for _, svc := range svcs {
+			stacktest.Eventually(t, patience, svc.name+" has forgotten what is old", func() (bool, error) {
+				return one[bool](t, svc.db, "SELECT NOT EXISTS (SELECT FROM oncebox.inbox WHERE at < clock_timestamp() - interval '30 days')"), nil
+			})
+		}
+	}
+}
+
+// byRestore has the services find their outboxes in another cluster than the one they know.
+func byRestore(t testing.TB, c *crashed, svcs []*service, arm func()) func() {
+	c.load(t, 6)()
+	c.settle(t)
+	for _, svc := range svcs {
+		svc.terminate(t)()
+		svc.exec(t, "UPDATE oncebox.outbox_cursor SET cluster = 'another'")
+	}
+	arm()
+	for _, svc := range svcs {
+		svc.launch(t)
+	}
+	return func() { c.load(t, 1)() }
+}
+
 // byDirectCharges asks billing for charges without an order.
 func byDirectCharges(t testing.TB, c *crashed, _ []*service, arm func()) func() {
 	arm()

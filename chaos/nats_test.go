@@ -53,6 +53,25 @@ func asDeployed(t testing.TB, more ...string) func(*devstack.NATSConfig) {
 	return func(cfg *devstack.NATSConfig) { cfg.Config = filepath.Join(dir, "nats.conf") }
 }
 
+// syncingLate is an option beside asDeployed: the server syncs each two minutes, as by default, and so acknowledges what is not on disk.
+func syncingLate(t testing.TB) func(*devstack.NATSConfig) {
+	t.Helper()
+	return func(cfg *devstack.NATSConfig) {
+		text, err := os.ReadFile(cfg.Config)
+		if err != nil {
+			t.Fatal(err)
+		}
+		const always, late = "sync_interval: always", "sync_interval: 2m"
+		if strings.Count(string(text), "\n  "+always+"\n") != 1 {
+			t.Fatalf("%s has not one line %q", cfg.Config, always)
+		}
+		text = []byte(strings.Replace(string(text), "\n  "+always+"\n", "\n  "+late+"\n", 1))
+		if err := os.WriteFile(cfg.Config, text, 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Invariant: with the configuration that is deployed, each service does its whole work, and neither anything else: not write to
 // the other's stream, nor change, purge or delete any, nor hear what is not sent to it. All the other tests
 // of this room run on that configuration too.

@@ -27,14 +27,25 @@ const operatorToken = "the-token-of-the-operator"
 // startOperated is startSystem with services that take an operator's writes.
 func startOperated(t testing.TB, settings map[string]string) (*system, operator) {
 	t.Helper()
+	s := newSystem(t)
+	op := s.operated(t, settings)
+	s.start(t)
+	return s, op
+}
+
+// operated gives both services these settings and the operator's token, for their next start.
+func (s *system) operated(t testing.TB, settings map[string]string) operator {
+	t.Helper()
 	token := filepath.Join(t.TempDir(), "token")
 	if err := os.WriteFile(token, []byte(operatorToken), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	all := map[string]string{"ADMIN_TOKEN_FILE": token}
 	maps.Copy(all, settings)
-	s := startSystem(t, all, all)
-	return s, operator{s, token}
+	for _, svc := range []*service{s.orders, s.billing} {
+		svc.set(all)
+	}
+	return operator{s, token}
 }
 
 // run runs the command with JSON as output, which is read into v, and returns its exit status.

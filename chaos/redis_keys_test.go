@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
-	"os"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -37,7 +36,7 @@ func TestARedisThatForgetsMakesNoSecondOrder(t *testing.T) {
 
 	// A twentieth of the five seconds of make soak; there always was something to forget.
 	intents, every := 200, 250*time.Millisecond
-	if os.Getenv("ONCEBOX_SOAK") != "" {
+	if soaking() {
 		intents, every = 20*intents, 20*every
 	}
 	ctx, stop := context.WithCancel(t.Context())

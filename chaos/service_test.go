@@ -48,9 +48,8 @@ type service struct {
 
 // newService makes a service's database, as deploy/postgres/init.sh does, and its link. Settings are variables without the
 // service's prefix.
-func newService(t testing.TB, name string, nats *devstack.NATS, settings map[string]string) *service {
+func newService(t testing.TB, name string, pg *devstack.Postgres, nats *devstack.NATS, settings map[string]string) *service {
 	t.Helper()
-	_, pg := shared.get(t)
 	role := fmt.Sprintf("%s_%d", name, systems.Add(1))
 	owner, err := pg.CreateService(t.Context(), role)
 	if err != nil {

@@ -46,12 +46,19 @@ func startSystem(t testing.TB, orders, billing map[string]string) *system {
 // newSystem returns a system of which nothing but the broker runs, with migrated databases.
 func newSystem(t testing.TB) *system {
 	t.Helper()
-	s := &system{nats: stacktest.NATS(t, asDeployed(t, tester))}
+	_, pg := shared.get(t)
+	return newSystemOn(t, pg, stacktest.NATS(t, asDeployed(t, tester)))
+}
+
+// newSystemOn is newSystem on these servers.
+func newSystemOn(t testing.TB, pg *devstack.Postgres, nats *devstack.NATS) *system {
+	t.Helper()
+	s := &system{nats: nats}
 	var err error
 	if s.js, err = jetstream.New(stacktest.Connect(t, s.nats, as(tester)...)); err != nil {
 		t.Fatal(err)
 	}
-	s.orders, s.billing = newService(t, "orders", s.nats, brisk), newService(t, "billing", s.nats, brisk)
+	s.orders, s.billing = newService(t, "orders", pg, s.nats, brisk), newService(t, "billing", pg, s.nats, brisk)
 	return s
 }
 

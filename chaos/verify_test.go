@@ -2,7 +2,6 @@ package chaos
 
 import (
 	"fmt"
-	"os"
 	"testing"
 	"time"
 
@@ -16,8 +15,8 @@ import (
 func TestVerifyComparesAllOrdersAndThenWhatIsNew(t *testing.T) {
 	t.Parallel()
 	n, settings := 8000, map[string]string{"HEAL_EVERY": "0"}
-	soaking := os.Getenv("ONCEBOX_SOAK") != ""
-	if soaking { // with the times that a service has: for minutes there is more to do than a second can wait for
+	long := soaking()
+	if long { // with the times that a service has: for minutes there is more to do than a second can wait for
 		n, settings["ACK_WAIT"], settings["LEASE"] = 1_000_000, "30s", "5s"
 	}
 	s, op := startOperated(t, settings)
@@ -38,7 +37,7 @@ func TestVerifyComparesAllOrdersAndThenWhatIsNew(t *testing.T) {
 		if len(different) > 0 || rows < want {
 			t.Errorf("verify %v compared %d rows, want at least %d, and found %+v", args, rows, want, different)
 		}
-		if soaking && took > limit {
+		if long && took > limit {
 			t.Errorf("verify %v took %s, and may take %s", args, took, limit)
 		}
 		return rows
@@ -48,7 +47,7 @@ func TestVerifyComparesAllOrdersAndThenWhatIsNew(t *testing.T) {
 	if rows := timed(0, time.Minute); rows > full*3/4 {
 		t.Errorf("verify compared %d rows once more", rows)
 	}
-	if soaking { // what is younger than a minute is always compared again
+	if long { // what is younger than a minute is always compared again
 		stacktest.Eventually(t, 2*time.Minute, "nothing is new", func() (bool, error) {
 			_, rows := op.verify(t)
 			return rows < full/1000, nil

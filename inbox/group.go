@@ -85,7 +85,7 @@ type lane struct {
 	mu    sync.Mutex
 	queue []*seat
 	led   bool // one of those in the queue leads, or its group is running
-	wary  int  // the leader's
+	mood  mood // the leader's
 }
 
 // A seat is a message in a lane.
@@ -155,7 +155,7 @@ func (l *lane) run(ctx context.Context) {
 			close(l.queue[0].lead)
 		}
 	}()
-	l.in.handle(ctx, ds, l.handler, &l.wary)
+	l.in.handle(ctx, ds, l.handler, &l.mood)
 	for _, d := range ds {
 		if d.outcome == open { // never: but nobody may take it for done
 			d.retry(errors.New("inbox: the group left the message out"))

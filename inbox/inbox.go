@@ -144,7 +144,7 @@ func (in *Inbox) One(h Handler) message.NoPublishHandlerFunc {
 	group := Each(h)
 	return func(m *message.Message) error {
 		d := in.receive(m)
-		in.handle(m.Context(), []*delivery{d}, group, new(int))
+		in.handle(m.Context(), []*delivery{d}, group, new(mood))
 		return in.finish(d)
 	}
 }

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // prunePages is how many pages of the table one transaction of Prune looks at: 8 MiB, some tens of thousands of rows.
@@ -49,11 +51,14 @@ func (in *Inbox) Prune(ctx context.Context) (completeSince time.Time, err error)
 	}
 	for page := int64(0); page <= pages; page += prunePages {
 		// A range of the table itself needs no index on at, which every insert would have to pay for.
+		if err := crash.Before("inbox-prune"); err != nil {
+			return time.Time{}, fmt.Errorf("inbox: prune: %w", err)
+		}
 		tag, err := in.pool.Exec(ctx, `DELETE FROM `+table("inbox")+` WHERE ctid IN (
 				SELECT ctid FROM `+table("inbox")+` WHERE ctid >= format('(%s,0)', $1::bigint)::tid AND ctid < format('(%s,0)', $2::bigint)::tid
 					AND consumer = $3 AND at < $4 AND state IN ('done', 'dead') FOR UPDATE SKIP LOCKED)`,
 			page, page+prunePages, in.cfg.Consumer, before)
-		if err != nil {
+		if err = crash.After("inbox-prune", err); err != nil {
 			return time.Time{}, fmt.Errorf("inbox: prune: %w", err)
 		}
 		in.metrics.pruned.Add(float64(tag.RowsAffected()))

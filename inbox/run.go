@@ -22,11 +22,28 @@ const (
 	// warinessGroups is how many groups run with savepoints at once after one that failed without: what breaks
 	// transactions seldom comes alone.
 	warinessGroups = 8
+	// knownGroups is how many groups look first whether they are done, after one that met such messages.
+	knownGroups = 8
 )
 
+// A mood is what a lane expects of its next group, by those before.
+type mood struct {
+	wary  int // in how many groups more a message may break the transaction
+	known int // and in how many messages may be done before: such come in rows, as after the loss of a stream
+}
+
 // handle brings each delivery to its outcome, those of a key in the order in which they stand. What comes for the first time
-// runs as one group; what was handed out before runs alone, after a row that says so.
-func (in *Inbox) handle(ctx context.Context, ds []*delivery, h GroupHandler, wary *int) {
+// runs as one group; what was handed out before runs alone, after a row that says so, unless it is done.
+func (in *Inbox) handle(ctx context.Context, ds []*delivery, h GroupHandler, m *mood) {
+	all := ds
+	if m.known > 0 || slices.ContainsFunc(ds, func(d *delivery) bool { return d.delivered > 1 }) {
+		ds = in.passKnown(ctx, ds)
+	}
+	defer func() {
+		if m.known = max(0, m.known-1); slices.ContainsFunc(all, func(d *delivery) bool { return d.outcome == noop }) {
+			m.known = knownGroups
+		}
+	}()
 	for len(ds) > 0 {
 		n := slices.IndexFunc(ds, func(d *delivery) bool { return d.delivered > 1 })
 		switch n {
@@ -37,7 +54,7 @@ func (in *Inbox) handle(ctx context.Context, ds []*delivery, h GroupHandler, war
 			n = len(ds)
 			fallthrough
 		default:
-			in.group(ctx, ds[:n], h, wary)
+			in.group(ctx, ds[:n], h, &m.wary)
 		}
 		ds = ds[n:]
 	}

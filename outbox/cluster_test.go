@@ -28,16 +28,16 @@ func TestAClusterWhoseLeaderChangesLosesNothing(t *testing.T) {
 	if soaking() {
 		stepDowns = 20
 	}
+	ctx := context.Background()
+	servers, err := devstack.StartNATSCluster(ctx, 3, devstack.NATSConfig{})
+	must(t, err)
+	var urls []string
+	for _, s := range servers {
+		urls = append(urls, s.URL())
+		t.Cleanup(func() { must(t, s.Remove()) })
+	}
 	for name, sync := range map[string]broker.Sync{"singles": broker.SyncInterval, "batches": broker.SyncAlways} {
 		t.Run(name, func(t *testing.T) {
-			ctx := context.Background()
-			servers, err := devstack.StartNATSCluster(ctx, 3, devstack.NATSConfig{})
-			must(t, err)
-			var urls []string
-			for _, s := range servers {
-				urls = append(urls, s.URL())
-				t.Cleanup(func() { must(t, s.Remove()) })
-			}
 			r := rigOn(t, stacktest.Postgres(t, migrations.Outbox), servers[0])
 			r.nc, err = broker.Connect(strings.Join(urls, ","), t.Name(), slog.New(slog.DiscardHandler), nats.ReconnectWait(10*time.Millisecond))
 			must(t, err)
@@ -100,6 +100,8 @@ func TestAClusterWhoseLeaderChangesLosesNothing(t *testing.T) {
 			if got := ids(r.log()); !slices.Equal(got, want) {
 				t.Errorf("%d events are in the stream, of %d, or not in their order", len(got), len(want))
 			}
+			relay.stop()
+			must(t, r.js.DeleteStream(ctx, stream))
 			t.Logf("%d events over %d step-downs: %v failures, %v refusals, %v skipped", n, stepDowns, relay.metric(t, "failures_total"),
 				relay.metric(t, "refusals_total"), relay.metric(t, "skipped_total"))
 		})

@@ -8,6 +8,7 @@ import (
 	"github.com/jackc/pgx/v5"
 
 	"github.com/oncebox/oncebox"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // AddAt is [Writer.Add] of events that are sent no earlier than at, by the database's clock. They delay nobody else, and have
@@ -41,9 +42,12 @@ func (r *Relay) releaseDue(ctx context.Context) error {
 	r.dueAt = time.Now()
 	const columns = "id, source, topic, key, version, tenant_id, headers, payload"
 	delayed := pgx.Identifier{r.cfg.Schema, "outbox_delayed"}.Sanitize()
+	if err := crash.Before("relay-due"); err != nil {
+		return err
+	}
 	_, err := r.pool.Exec(ctx, `WITH due AS (DELETE FROM `+delayed+` WHERE n IN (
 			SELECT n FROM `+delayed+` WHERE not_before <= clock_timestamp() ORDER BY not_before, n LIMIT 1000 FOR UPDATE SKIP LOCKED)
 			RETURNING not_before, n, `+columns+`)
 		INSERT INTO `+pgx.Identifier{r.cfg.Schema, "outbox"}.Sanitize()+" ("+columns+") SELECT "+columns+" FROM due ORDER BY not_before, n")
-	return wrap("send what is due", err)
+	return wrap("send what is due", crash.After("relay-due", err))
 }

@@ -37,6 +37,7 @@ type relaySpec struct {
 	SaveEvery      time.Duration
 	RetainEvery    time.Duration
 	Page           int
+	Parked         outbox.KeyPolicy
 }
 
 // relayProcess is main of a relay's process: one that can be killed and stopped as a service is.
@@ -74,7 +75,7 @@ func runRelay(text string) error {
 		return err
 	}
 	relay, err := outbox.NewRelay(pool, sink, outbox.RelayConfig{Name: spec.Name, Lease: spec.Lease, MinPoll: time.Millisecond,
-		MaxPoll: 20 * time.Millisecond, SaveEvery: spec.SaveEvery, RetainEvery: spec.RetainEvery, Page: spec.Page, Logger: log})
+		MaxPoll: 20 * time.Millisecond, SaveEvery: spec.SaveEvery, RetainEvery: spec.RetainEvery, Page: spec.Page, Parked: spec.Parked, Logger: log})
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,8 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgconn"
+
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // AfterRestore says what a relay does where its tables were restored into another cluster than the one they were written in,
@@ -79,13 +81,16 @@ func (r *Relay) adoptRows(ctx context.Context, was, is string) error {
 	r.log.Warn("relay: adopting restored rows", "was", was, "is", is, "last_seq", end)
 	for pos := int64(0); pos < end; {
 		var last *int64
+		if err := crash.Before("relay-rewrite"); err != nil {
+			return err
+		}
 		err := r.pool.QueryRow(ctx, "WITH page AS (SELECT seq FROM "+table("outbox")+` WHERE seq > $1 AND seq <= $2 ORDER BY seq LIMIT $3),
 			changed AS (UPDATE `+table("outbox")+` AS o SET xid = pg_current_xact_id() FROM page WHERE o.seq = page.seq)
 			SELECT max(seq) FROM page`, pos, end, rewriteAtOnce).Scan(&last)
 		if pg, ok := errors.AsType[*pgconn.PgError](err); ok && pg.Code == "42501" {
 			return &setupError{fmt.Errorf("outbox: adopting restored rows needs the rights of their owner: run the relay once as that role: %w", err)}
 		}
-		if err != nil {
+		if err = crash.After("relay-rewrite", err); err != nil {
 			return fmt.Errorf("adopt restored rows behind %d: %w", pos, err)
 		}
 		if last == nil {
@@ -95,6 +100,9 @@ func (r *Relay) adoptRows(ctx context.Context, was, is string) error {
 		if err := r.cursor.save(ctx, r.pos, r.created); err != nil { // renews the lease
 			return err
 		}
+	}
+	if err := crash.Before("relay-adopt"); err != nil {
+		return err
 	}
 	err := pgx.BeginFunc(ctx, r.pool, func(tx pgx.Tx) error {
 		tag, err := tx.Exec(ctx, "SELECT FROM "+table("outbox_cursor")+" WHERE name = $1 AND epoch = $2 FOR UPDATE", r.cfg.Name, r.cursor.epoch)
@@ -115,7 +123,7 @@ func (r *Relay) adoptRows(ctx context.Context, was, is string) error {
 		}
 		return nil
 	})
-	if err != nil {
+	if err = crash.After("relay-adopt", err); err != nil {
 		return fmt.Errorf("begin anew after a restore: %w", err)
 	}
 	return errRestored // the lease is taken once more, on the new ticks

@@ -112,25 +112,28 @@ func TestARowWhoseTopicNoCursorCoversIsKeptAndReported(t *testing.T) {
 // A row comes into an old slot between the look at it and the lock: a transaction that was begun long ago, say.
 func TestARowThatComesWhileASlotIsLockedIsNotLost(t *testing.T) {
 	t.Parallel()
+	r := newRig(t)
+	var want []oncebox.Event
 	for range 5 {
-		r := newRig(t)
 		tx := r.begin()
 		sent, late := event("sent", 1), event("late", 1)
 		r.age(tx, r.slot(-9), 9, sent)
 		must(t, tx.Commit(context.Background()))
 		first := r.relay()
-		r.eventuallyLogged(sent)
+		r.eventuallyLogged(append(want, sent)...)
 		first.stop()
 		writer := r.begin()
 		r.age(writer, r.slot(-9), 9, late)
-		r.relay(often)
+		second := r.relay(often)
 		stacktest.Eventually(t, 10*time.Second, "retention waits for the slot", func() (waits bool, err error) {
 			err = r.pool.QueryRow(context.Background(), `SELECT EXISTS (SELECT FROM pg_locks
 				WHERE relation = $1::text::regclass AND mode = 'AccessExclusiveLock' AND NOT granted)`, fmt.Sprint("oncebox.outbox_", r.slot(-9))).Scan(&waits)
 			return waits, err
 		})
 		must(t, writer.Commit(context.Background()))
-		r.eventuallyLogged(sent, late)
+		want = append(want, sent, late)
+		r.eventuallyLogged(want...)
+		second.stop()
 	}
 }
 

@@ -34,18 +34,47 @@ func (st *station) dialPrimary(ctx context.Context, network, was string) (net.Co
 	return (&net.Dialer{}).DialContext(ctx, network, st.primary(was))
 }
 
-// killBackend has Postgres throw its shared memory away and recover, with what it had on disk.
+// killBackend has Postgres throw its shared memory away and recover, with what it had on disk. A relay has just sent what was
+// committed without waiting for that: its own tick has to have taken the commit there.
 func (w *wave) killBackend(t *testing.T) {
 	ctx := context.Background()
 	conn, err := connectSuper(w.pg.Load(), "postgres")
 	must(t, err)
 	defer conn.Close(ctx)
+	for _, s := range w.storms {
+		s.eventually("the writers rest", func() (bool, error) { return s.quiet(), nil })
+	}
+	for _, s := range w.storms[1:] {
+		s.lock("BEGIN; SELECT FROM oncebox.outbox_cursor FOR UPDATE")
+	}
+	w.storms[0].sendUnsaved()
 	var pid int
 	must(t, conn.QueryRow(ctx, `SELECT pid FROM pg_stat_activity WHERE datname LIKE 'storm_%' ORDER BY state = 'active' DESC, random() LIMIT 1`).Scan(&pid))
 	must(t, syscall.Kill(pid, syscall.SIGKILL))
 	stacktest.Eventually(t, time.Minute, "every connection is cut", func() (bool, error) { return conn.Ping(ctx) != nil, nil })
 	w.idle.again(t, w.pg.Load())
 	w.total.add("storms in which a backend was killed", len(w.storms))
+}
+
+// lock locks something in the storm's database until that crashes.
+func (s *storm) lock(sql string) {
+	conn, err := connectSuper(s.w.pg.Load(), fmt.Sprint("storm_", s.number))
+	must(s.t, err)
+	s.t.Cleanup(func() { _ = conn.Close(context.Background()) })
+	_, err = conn.Exec(context.Background(), sql)
+	must(s.t, err)
+}
+
+// sendUnsaved commits events without waiting for the disk, and has them sent, while the relay cannot save its cursor: that would
+// take all that was committed to disk.
+func (s *storm) sendUnsaved() {
+	s.eventually("all is sent and saved", s.drained)
+	before := s.lastSeq()
+	s.lock("BEGIN; SET LOCAL synchronous_commit = off; SELECT change('" + s.topic + "', 'late', NULL); COMMIT; SELECT pg_advisory_lock(1)")
+	// Not, if the relay came to renew its lease just before it came to the event.
+	if s.within(time.Second, func() (bool, error) { return s.lastSeq() > before, nil }) {
+		s.w.total.add("crashes behind an event that was sent and not saved", 1)
+	}
 }
 
 func (w *wave) restartBroker(t *testing.T) {
@@ -202,25 +231,38 @@ type answers struct {
 	codes   map[string]map[int]int
 	chained map[string]int // refusals of one chain behind its first
 	refused map[string]bool
+	echoed  map[string]int // acknowledgements that were said twice, of the streams of which they are
+	acked   map[string]*nats.Msg
+	nc      *nats.Conn
 }
 
 // spyOn listens to what the broker answers to relays, whose inboxes have their stream's name, for as long as the connection is
 // there.
 func spyOn(t testing.TB, nc *nats.Conn) *answers {
-	a := &answers{codes: map[string]map[int]int{}, chained: map[string]int{}, refused: map[string]bool{}}
+	a := &answers{codes: map[string]map[int]int{}, chained: map[string]int{}, refused: map[string]bool{}, echoed: map[string]int{},
+		acked: map[string]*nats.Msg{}, nc: nc}
 	_, err := nc.Subscribe("_INBOX.>", func(m *nats.Msg) {
 		var said struct {
-			Error *struct {
+			Stream string
+			Seq    uint64
+			Error  *struct {
 				Code int `json:"err_code"`
 			}
 		}
-		if json.Unmarshal(m.Data, &said) != nil || said.Error == nil {
+		if json.Unmarshal(m.Data, &said) != nil {
 			return
 		}
 		stream := strings.Split(m.Subject, ".")[1]
 		chain := m.Subject[:strings.LastIndex(m.Subject, ".")]
 		a.mu.Lock()
 		defer a.mu.Unlock()
+		if said.Error == nil {
+			if said.Stream == stream && said.Seq > 0 {
+				a.acked[stream] = m
+				a.again(stream)
+			}
+			return
+		}
 		if a.codes[stream] == nil {
 			a.codes[stream] = map[int]int{}
 		}
@@ -237,6 +279,39 @@ func spyOn(t testing.TB, nc *nats.Conn) *answers {
 
 // inbox is where the relays of a stream get their answers.
 func inbox(stream string) nats.Option { return nats.CustomInboxPrefix("_INBOX." + stream) }
+
+// echo has each acknowledgement of a stream come twice, as they do from a cluster's old leader and its new one.
+func (a *answers) echo(stream string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.echoed[stream] = 0
+}
+
+// again says the last acknowledgement of a stream once more, if its are to come twice. The caller holds a.mu.
+func (a *answers) again(stream string) {
+	_, twice := a.echoed[stream]
+	if m := a.acked[stream]; twice && m != nil && a.nc.Publish(m.Subject, m.Data) == nil {
+		a.echoed[stream]++
+	}
+}
+
+// sayAgain says a stream's last acknowledgement again and again, and returns whether its are to come twice.
+func (a *answers) sayAgain(stream string) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for range 4 {
+		a.again(stream)
+	}
+	_, twice := a.echoed[stream]
+	return twice
+}
+
+// echoes is how many came twice.
+func (a *answers) echoes(stream string) int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.echoed[stream]
+}
 
 // of is how many refusals a stream's relays had, by code, and how many of them followed another.
 func (a *answers) of(stream string) (chained int, codes map[int]int) {

@@ -5,7 +5,10 @@
 // see it, and that test as a regular expression. No check relies on UNIQUE (order_id) or another constraint of the effect's own
 // table: the tests of the rooms have none, and those of chaos drop it.
 //
-//	go run ./mutants [-only name,name]
+// A fourth line, "Storm: yes", is that of a mutant which the relay's storm has to see too. With -storm those alone are tried, by
+// as many seeds of it as "make storm" runs.
+//
+//	go run ./mutants [-storm] [-only name,name]
 package main
 
 import (
@@ -28,11 +31,12 @@ import (
 
 func main() {
 	only := flag.String("only", "", "names of the mutants to try, separated by commas")
+	storm := flag.Bool("storm", false, "try those that the relay's storm has to see, by it")
 	limit := flag.Duration("limit", 5*time.Minute, "how long one check may take")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
 	defer stop()
-	if err := run(ctx, os.Stdout, *only, *limit); err != nil {
+	if err := run(ctx, os.Stdout, *only, *storm, *limit); err != nil {
 		fmt.Fprintln(os.Stderr, "mutants:", err)
 		os.Exit(1)
 	}
@@ -41,15 +45,16 @@ func main() {
 // A mutant is a patch and the check that has to see it.
 type mutant struct {
 	name, breaks, folder, test string
+	env                        []string
 	patch                      []byte
 }
 
-func run(ctx context.Context, out io.Writer, only string, limit time.Duration) error {
+func run(ctx context.Context, out io.Writer, only string, storm bool, limit time.Duration) error {
 	root, err := output(ctx, ".", "git", "rev-parse", "--show-toplevel")
 	if err != nil {
 		return err
 	}
-	mutants, err := read(filepath.Join(root, "chaos", "mutants"), only)
+	mutants, err := read(filepath.Join(root, "chaos", "mutants"), only, storm)
 	if err != nil {
 		return err
 	}
@@ -81,7 +86,7 @@ func run(ctx context.Context, out io.Writer, only string, limit time.Duration) e
 	return nil
 }
 
-func read(folder, only string) ([]mutant, error) {
+func read(folder, only string, storm bool) ([]mutant, error) {
 	files, err := filepath.Glob(filepath.Join(folder, "*.patch"))
 	if err != nil {
 		return nil, err
@@ -106,10 +111,17 @@ func read(folder, only string) ([]mutant, error) {
 				return nil, fmt.Errorf("%s: %q does not begin with %q", file, head.Text(), line.name)
 			}
 		}
+		if storm {
+			head.Scan()
+			if head.Text() != "Storm: yes" {
+				continue
+			}
+			m.folder, m.test, m.env = "outbox", "^TestNothingIsLostOrReorderedInAStorm$", []string{"ONCEBOX_STORMS=200"}
+		}
 		mutants = append(mutants, m)
 	}
 	if len(mutants) == 0 {
-		return nil, errors.New("no mutant has that name")
+		return nil, errors.New("there is no such mutant")
 	}
 	return mutants, nil
 }
@@ -135,7 +147,10 @@ func (m mutant) try(ctx context.Context, tree string, limit time.Duration) (caug
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	began := time.Now()
-	out, err := output(ctx, folder, "go", "test", "-vet=off", "-count=1", "-failfast", "-timeout="+limit.String(), "-run="+m.test, ".")
+	cmd := exec.CommandContext(ctx, "go", "test", "-vet=off", "-count=1", "-failfast", "-timeout="+limit.String(), "-run="+m.test, ".")
+	cmd.Dir, cmd.Env = folder, append(os.Environ(), m.env...)
+	said, err := cmd.CombinedOutput()
+	out := string(said)
 	took = time.Since(began)
 	if err == nil {
 		return "", took, nil

@@ -29,6 +29,7 @@ type run struct {
 	quota   int            // how far the gate is to be open for the fault of now
 	step    int            // how many intents come with each fault
 	drawn   int            // beyond it, as drawn by faults that saw no work
+	lent    int            // what may be drawn by now
 	copied  storeCopy
 
 	kills     atomic.Int64
@@ -37,6 +38,8 @@ type run struct {
 
 	mu       sync.Mutex
 	fired    map[string]int
+	wished   int             // faults for which the schedule names a state
+	unmet    int             // those of them that came in another one
 	problems []string        // of the faults themselves
 	spreads  []time.Duration // between the first and the last of all processes that were killed at once
 }
@@ -143,9 +146,9 @@ func (r *run) release() {
 	r.open()
 }
 
-// draw lets some more through, of what comes later.
+// draw lets some more through, of what no fault has as its own: faults that come late are to find some too.
 func (r *run) draw() {
-	r.drawn += max(4, r.step/5)
+	r.drawn = min(r.drawn+max(4, r.step/5), r.lent)
 	r.open()
 }
 
@@ -154,8 +157,11 @@ func (r *run) open() { r.c.gate.Raise(min(r.o.Orders, r.quota+r.drawn)) }
 // faults brings all of the schedule, one after the other. A quarter of the time there are none.
 func (r *run) faults(ctx context.Context) error {
 	cycle := time.Now()
-	for _, f := range r.plan {
+	for rest := slices.Clone(r.plan); len(rest) > 0; {
+		f := rest[0]
+		rest = rest[1:]
 		r.phase("fault %d/%d: %s %s", f.N, len(r.plan), f.name(), f.Target)
+		r.lent = max(r.lent, (r.o.Orders-r.step*len(r.plan))*min(2*f.N, len(r.plan))/len(r.plan)) // half the way, all of it
 		if f.Kind == calm {
 			if err := r.rest(ctx, time.Since(cycle)/3); err != nil {
 				return err
@@ -173,13 +179,23 @@ func (r *run) faults(ctx context.Context) error {
 			At      int64  `json:"at"` // µs since the storm began
 			Took    int64  `json:"took"`
 			Seen    string `json:"seen"`
-			Waiting int    `json:"waiting"` // messages in the streams, before, that were not acknowledged
-		}{f, began, r.c.now() - began, state, waiting})
+			Tries   int    `json:"tries,omitempty"` // in vain, before
+			Waiting int    `json:"waiting"`         // messages in the streams, before, that were not acknowledged
+		}{f, began, r.c.now() - began, state, f.tries, waiting})
 		if state == "" {
-			r.problem("fault %d, %s %s, found no work to come into", f.N, f.name(), f.Target)
+			if f.tries++; f.tries == maxTries {
+				r.problem("fault %d, %s %s, found no work to come into, %d times", f.N, f.name(), f.Target, f.tries)
+				continue
+			}
+			// What the faults before it broke may be the reason.
+			if err := r.mended(ctx); err != nil {
+				return err
+			}
+			rest = f.later(rest)
 			continue
 		}
 		r.count(f.name())
+		r.met(f, state)
 		r.kills.Add(int64(f.kills()))
 	}
 	return nil
@@ -189,6 +205,28 @@ func (r *run) count(name string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.fired[name]++
+}
+
+// maxTries is how often a fault may look for work to come into.
+const maxTries = 4
+
+// met counts whether a fault came in the state that was wanted.
+func (r *run) met(f fault, state string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if f.State == "" {
+		return
+	}
+	r.wished++
+	if state != f.State {
+		r.unmet++
+	}
+}
+
+// mended waits until all that lasts is over and every process serves.
+func (r *run) mended(ctx context.Context) error {
+	r.lasting.Wait()
+	return r.w.allReady(ctx)
 }
 
 // rest is a time without faults. It begins when all that lasts is over.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math/rand/v2"
+	"slices"
 	"strings"
 )
 
@@ -42,10 +43,25 @@ type fault struct {
 	N       int    `json:"n"`
 	Kind    string `json:"kind"`
 	Target  string `json:"target,omitempty"`  // a process, a link, a stream
-	State   string `json:"state,omitempty"`   // what has to be seen, if it can be, before it comes
+	State   string `json:"state,omitempty"`   // what is to be seen before it comes
 	Weather string `json:"weather,omitempty"` // of a link
 	Millis  int    `json:"ms,omitempty"`      // how long it lasts
+
+	tries int // in vain
 }
+
+// later puts a fault that found no work behind some of the next ones. One of a process comes to the service's other process then.
+func (f fault) later(next schedule) schedule {
+	switch f.Kind {
+	case killProcess, pauseProcess, termProcess:
+		service, number, _ := strings.Cut(f.Target, "-")
+		f.Target = service + map[string]string{"1": "-2", "2": "-1"}[number]
+	}
+	return slices.Insert(slices.Clone(next), min(laterBy, len(next)), f)
+}
+
+// laterBy is how many faults come before one that is tried again.
+const laterBy = 3
 
 // name is what it is counted as.
 func (f fault) name() string {

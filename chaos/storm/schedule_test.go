@@ -63,3 +63,19 @@ func TestWrongFlagsAreRefused(t *testing.T) {
 		t.Errorf("%+v, %v", o, err)
 	}
 }
+
+func TestAFaultThatFoundNoWorkComesLaterAndElsewhere(t *testing.T) {
+	next := schedule{{N: 2}, {N: 3}, {N: 4}, {N: 5}}
+	got := fault{N: 1, Kind: killProcess, Target: "billing-2", State: "in-hand"}.later(next)
+	want := schedule{{N: 2}, {N: 3}, {N: 4}, {N: 1, Kind: killProcess, Target: "billing-1", State: "in-hand"}, {N: 5}}
+	if !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	last := fault{N: 9, Kind: rollbackNATS}
+	if got := last.later(nil); !slices.Equal(got, schedule{last}) {
+		t.Errorf("behind nothing: %+v", got)
+	}
+	if next[3].N != 5 || len(next) != 4 {
+		t.Errorf("the rest itself is changed: %+v", next)
+	}
+}

@@ -15,7 +15,7 @@ import (
 //
 //	request      a client waits for this process
 //	transaction  a session of this process is in a transaction
-//	unsent       this process relays, and its outbox has rows that are not known to be stored
+//	unsent       this process relays, and its outbox has rows that are not known to be stored: it is the one of the two that does
 //	in-hand      the broker waits for acknowledgements of its service, and they do not come
 
 // before looks while the process still runs, so that it is not stopped in vain too often.
@@ -27,6 +27,21 @@ func (w *world) before(ctx context.Context, p *program, state string) (bool, err
 		return w.unacknowledged(ctx, p.service)
 	}
 	return true, nil
+}
+
+// relaying is the process of p's service whose relay leads, and p if none says so for as long as a state is waited for.
+func (w *world) relaying(ctx context.Context, p *program) (*program, error) {
+	for late := time.Now().Add(wantLimit); time.Now().Before(late); {
+		for _, one := range w.of(p.service) {
+			if one.counters.gauge("oncebox_relay_leading") > 0 {
+				return one, nil
+			}
+		}
+		if err := trial.Pause(ctx, pollPause); err != nil {
+			return nil, err
+		}
+	}
+	return p, nil
 }
 
 // seen looks at the process that stands still.
@@ -112,8 +127,9 @@ func away(ctx context.Context, err error) error {
 }
 
 const (
-	// wantLimit is how long the wanted state is waited for, before any other will do, and placeLimit how long that is.
-	wantLimit  = time.Second
+	// wantLimit is how long the wanted state is waited for, before any other will do, which is counted, and placeLimit how long
+	// that is.
+	wantLimit  = 5 * time.Second
 	placeLimit = 5 * time.Second
 	// drawPause is after how long in vain some more of the load is let through.
 	drawPause = 250 * time.Millisecond

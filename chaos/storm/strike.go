@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"syscall"
 	"time"
@@ -51,6 +52,11 @@ func (r *run) strike(ctx context.Context, f fault) (state string, err error) {
 
 func (r *run) strikeProcess(ctx context.Context, f fault) (state string, err error) {
 	p := r.w.named(f.Target)
+	if f.State == "unsent" {
+		if p, err = r.w.relaying(ctx, p); err != nil {
+			return "", err
+		}
+	}
 	if err := p.turn.take(ctx); err != nil {
 		return "", err
 	}
@@ -125,20 +131,13 @@ func (r *run) killAll(ctx context.Context) error {
 		pids = append(pids, p.claim().Pid())
 	}
 	pids = append(pids, w.nats.Pid(), w.redis.Pid())
-	began := time.Now()
-	for _, pid := range pids {
-		if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
-			return err
-		}
-	}
-	if err := syscall.Kill(w.pg.Pid(), syscall.SIGQUIT); err != nil {
+	spread, err := signalAll(pids, w.pg.Pid())
+	if err != nil {
 		return err
 	}
-	spread := time.Since(began)
 	r.mu.Lock()
 	r.spreads = append(r.spreads, spread)
 	r.mu.Unlock()
-	var err error
 	for _, p := range w.programs {
 		err = errors.Join(err, p.kill()) // it is only waited for
 	}
@@ -153,6 +152,33 @@ func (r *run) killAll(ctx context.Context) error {
 		}
 	}
 	return errors.Join(w.pg.Restart(ctx), w.nats.Restart(ctx), w.redis.Restart(ctx))
+}
+
+// signalAll kills processes by SIGKILL and Postgres by SIGQUIT, and returns the time between the first and the last. It does so on a
+// thread of its own, which is put before all others as far as we may: each process that is killed has work for the processor, and would
+// have it before our next signal.
+func signalAll(pids []int, postgres int) (spread time.Duration, err error) {
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		runtime.LockOSThread() // and never unlocked: the thread ends with its priority
+		const ourselves, most = 0, -20
+		_ = syscall.Setpriority(syscall.PRIO_PROCESS, ourselves, most) // who may not is later at times
+		errs := make([]error, 0, len(pids)+1)
+		began := time.Now()
+		for _, pid := range pids {
+			errs = append(errs, syscall.Kill(pid, syscall.SIGKILL))
+		}
+		errs = append(errs, syscall.Kill(postgres, syscall.SIGQUIT))
+		spread = time.Since(began)
+		for _, e := range errs {
+			if e != nil && !errors.Is(e, syscall.ESRCH) { // one that ended by itself
+				err = errors.Join(err, e)
+			}
+		}
+	}()
+	<-done
+	return spread, err
 }
 
 func (r *run) stopPostgres(ctx context.Context, f fault) error {

@@ -58,8 +58,12 @@ func (v *verdict) judge(ctx context.Context, o options, w *world, tries []try) e
 	return v.judgeLogs(w)
 }
 
-// atOnce is within what all processes are killed. It takes less than 5 ms; on a machine that does other things it took 44 once.
-const atOnce = 50 * time.Millisecond
+// atOnce is within what all processes are killed: half a millisecond where we may put ourselves before others, as root may.
+const atOnce = 10 * time.Millisecond
+
+// maxUnmet is how many of a hundred faults may come in another state than the schedule names, and someUnmet how many of a few: one that
+// does is a fault as well, but the states are what the storm is to cover.
+const maxUnmet, someUnmet = 10, 3
 
 // judgeRun asks whether the faults came and the guards had work.
 func (v *verdict) judgeRun(r *run) {
@@ -101,6 +105,9 @@ func (v *verdict) judgeRun(r *run) {
 		v.rows = append(v.rows, [2]string{"all processes killed within, at best and at worst", fmt.Sprint(least, ", ", slices.Max(r.spreads))})
 		v.check(least <= atOnce, "all processes were never killed within %s, but within %s", atOnce, least)
 	}
+	v.rows = append(v.rows, [2]string{"faults in another state than was wanted", fmt.Sprintf("%d of %d", r.unmet, r.wished)})
+	v.check(r.unmet <= max(someUnmet, r.wished*maxUnmet/100), "%d of %d faults came in another state than was wanted, and %d, or %d %%, may",
+		r.unmet, r.wished, someUnmet, maxUnmet)
 	v.check(v.kills == r.plan.kills(), "%d SIGKILLs came, %d were planned", v.kills, r.plan.kills())
 	if v.kills == 0 {
 		return

@@ -9,6 +9,7 @@ import (
 	"github.com/redis/go-redis/v9"
 
 	"github.com/oncebox/oncebox/idempotency"
+	"github.com/oncebox/oncebox/internal/crash"
 )
 
 // lost is the answer to whoever does not own the record.
@@ -51,9 +52,12 @@ func (a *attempt) reserve(ctx context.Context) (idempotency.Outcome, error) {
 	}
 	cfg := a.store.cfg
 	sent := time.Now()
+	if err := crash.Before("redis-reserve"); err != nil {
+		return idempotency.Outcome{}, err
+	}
 	v, err := reserve.Run(ctx, a.store.client, []string{a.key}, a.req.Fingerprint[:], a.owner, cfg.Lease.Milliseconds(),
 		a.req.Retention.Milliseconds(), a.minted(), steal, a.req.Principal, a.req.Method, a.req.Path).Slice()
-	if err != nil {
+	if err = crash.After("redis-reserve", err); err != nil {
 		return idempotency.Outcome{}, err
 	}
 	switch v[0] {
@@ -95,7 +99,11 @@ func (a *attempt) hold(ctx context.Context) {
 			case <-beat.C:
 			}
 			sent := time.Now()
-			answer, err := a.run(a.ctx, extend, a.owner, a.store.cfg.Lease.Milliseconds())
+			answer, err := "", crash.Before("redis-extend")
+			if err == nil {
+				answer, err = a.run(a.ctx, extend, a.owner, a.store.cfg.Lease.Milliseconds())
+				err = crash.After("redis-extend", err)
+			}
 			switch {
 			case err != nil: // the next beat, if there is time for one
 			case answer == lost:
@@ -129,7 +137,11 @@ func (a *attempt) Complete(ctx context.Context, r idempotency.Response) error {
 		return fmt.Errorf("redisstore: write an answer: %w", err)
 	}
 	tell := func(ctx context.Context) (string, error) {
-		return a.run(ctx, complete, a.owner, a.req.Retention.Milliseconds(), a.minted(), res)
+		if err := crash.Before("redis-complete"); err != nil {
+			return "", err
+		}
+		answer, err := a.run(ctx, complete, a.owner, a.req.Retention.Milliseconds(), a.minted(), res)
+		return answer, crash.After("redis-complete", err)
 	}
 	answer, err := tell(ctx)
 	switch {
@@ -145,7 +157,7 @@ func (a *attempt) Complete(ctx context.Context, r idempotency.Response) error {
 // Abandon frees the request, or marks it unknown, where to execute it again might do something twice.
 func (a *attempt) Abandon(ctx context.Context, applied idempotency.Applied) error {
 	a.end()
-	what, tell := "release", func(ctx context.Context) (string, error) { return a.run(ctx, release, a.owner) }
+	what, tell := "release", a.release
 	if applied == idempotency.MaybeApplied && !a.req.Guarded {
 		what, tell = "mark", func(ctx context.Context) (string, error) {
 			return a.run(ctx, mark, a.owner, a.req.Retention.Milliseconds())
@@ -155,6 +167,15 @@ func (a *attempt) Abandon(ctx context.Context, applied idempotency.Applied) erro
 		a.store.tellLater(what, a, tell)
 	}
 	return nil
+}
+
+// release frees the request.
+func (a *attempt) release(ctx context.Context) (string, error) {
+	if err := crash.Before("redis-release"); err != nil {
+		return "", err
+	}
+	answer, err := a.run(ctx, release, a.owner)
+	return answer, crash.After("redis-release", err)
 }
 
 // Resolve implements [idempotency.Operator].

@@ -163,7 +163,7 @@ func (s *Store) Begin(ctx context.Context, req idempotency.Request) (idempotency
 		out, err := a.reserve(ctx)
 		if err != nil {
 			// The reply may be what got lost: then the request is ours, and nobody else's before the lease ends.
-			s.tellLater("release", a, func(ctx context.Context) (string, error) { return a.run(ctx, release, a.owner) })
+			s.tellLater("release", a, a.release)
 			return nil, idempotency.Outcome{}, fmt.Errorf("redisstore: look a key up: %w", err)
 		}
 		if out.State == idempotency.Fresh {

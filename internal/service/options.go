@@ -27,6 +27,7 @@ type Options struct {
 	Lease           time.Duration `env:"LEASE" default:"5s" help:"How long a relay that died keeps its standby waiting."`
 	OutboxRetention time.Duration `env:"OUTBOX_RETENTION" default:"168h" help:"How long events stay in the outbox after they were sent; at most 312h."`
 	RetainEvery     time.Duration `env:"RETAIN_EVERY" default:"1m" help:"How often the relay looks for a day's events of which all are older than that."`
+	TendEvery       time.Duration `env:"TEND_EVERY" default:"1h" help:"How often handled messages' ids, and orders that were deleted, are cleared away when they are over."`
 	AfterRestore    string        `env:"AFTER_RESTORE" enum:",resend,resume" default:"" help:"What the relay does where the database was restored into another cluster: 'resend' after pg_restore, 'resume' after pg_upgrade. Empty: refuse to serve."`
 	ParkedKeys      string        `env:"PARKED_KEYS" enum:"go on,hold key" default:"go on" help:"What becomes of a key's events behind one that the stream can never hold: 'go on' or 'hold key'."`
 	HealEvery       time.Duration `env:"HEAL_EVERY" default:"1m" help:"How often the outbox is compared with the inboxes of its consumers, and what they lost is sent again; 0: never by itself."`
@@ -103,7 +104,7 @@ func (o Options) validate(name string) error {
 	if err := o.Database.validate(name); err != nil {
 		return err
 	}
-	for flag, d := range map[string]time.Duration{"ack-wait": o.AckWait, "lease": o.Lease, "retain-every": o.RetainEvery, "stop-timeout": o.StopTimeout} {
+	for flag, d := range map[string]time.Duration{"ack-wait": o.AckWait, "lease": o.Lease, "retain-every": o.RetainEvery, "tend-every": o.TendEvery, "stop-timeout": o.StopTimeout} {
 		if d <= 0 {
 			return fmt.Errorf("%s is %s, and must be above 0", variable(name, flag), d)
 		}

@@ -17,7 +17,7 @@ func (a *assembly) serve(ctx context.Context) (err error) {
 		chores = append(chores, chore{"what was deleted", a.built.Purge})
 	}
 	go a.in.WatchHorizon(ctx)
-	go tend(ctx, tendEvery, a.log, chores...)
+	go tend(ctx, a.TendEvery, a.log, chores...)
 	go a.healer.run(ctx, a.HealEvery)
 	a.health.ready.Store(true)
 	a.log.Info("serving", "listen", a.public.addr, "admin", a.admin.addr)

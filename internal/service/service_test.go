@@ -30,7 +30,7 @@ func must(t testing.TB, err error) {
 
 func TestAWrongSettingIsNamed(t *testing.T) {
 	t.Parallel()
-	good := Options{Database: Database{DatabaseURL: "postgres://x", MaxConns: 4}, AckWait: time.Second, Lease: time.Second, Lanes: 1, StopTimeout: time.Second, RetainEvery: time.Second,
+	good := Options{Database: Database{DatabaseURL: "postgres://x", MaxConns: 4}, AckWait: time.Second, Lease: time.Second, Lanes: 1, StopTimeout: time.Second, RetainEvery: time.Second, TendEvery: time.Second,
 		Access: Access{Auth: "off", MaxHTTPConns: 1}}
 	must(t, good.validate("orders"))
 	for name, change := range map[string]func(*Options){
@@ -43,6 +43,7 @@ func TestAWrongSettingIsNamed(t *testing.T) {
 		"ORDERS_LANES":                        func(o *Options) { o.Lanes = 0 },
 		"ORDERS_STOP_TIMEOUT":                 func(o *Options) { o.StopTimeout = 0 },
 		"ORDERS_RETAIN_EVERY":                 func(o *Options) { o.RetainEvery = 0 },
+		"ORDERS_TEND_EVERY":                   func(o *Options) { o.TendEvery = 0 },
 		"ORDERS_MAX_HTTP_CONNS":               func(o *Options) { o.Access.MaxHTTPConns = 0 },
 		"ORDERS_API_KEYS_FILE":                func(o *Options) { o.Access.Auth = "keys" },
 		"ORDERS_AUTH=off":                     func(o *Options) { o.Access.APIKeysFile = "keys" },

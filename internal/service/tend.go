@@ -6,9 +6,6 @@ import (
 	"time"
 )
 
-// tendEvery is how often what is over is cleared away.
-const tendEvery = time.Hour
-
 // A chore clears something away that is over.
 type chore struct {
 	name string
