@@ -88,16 +88,16 @@ func (c *cluster) leader(ctx context.Context, stream string) (int, error) {
 }
 
 // awaitWhole returns when all three servers have all of both streams and of both durables: one of them can be lost again.
-func (c *system) awaitWhole(t testing.TB) {
+func (s *system) awaitWhole(t testing.TB) {
 	t.Helper()
 	for _, d := range []direction{toBilling, toOrders} {
 		stacktest.Eventually(t, election, "three servers have "+d.stream, func() (bool, error) {
-			s, err := c.js.Stream(t.Context(), d.stream)
+			stream, err := s.js.Stream(t.Context(), d.stream)
 			if err != nil {
 				return false, err
 			}
-			durable, err := c.consumer(t.Context(), d)
-			return err == nil && whole(s.CachedInfo().Cluster) && whole(durable.Cluster), err
+			durable, err := s.consumer(t.Context(), d)
+			return err == nil && whole(stream.CachedInfo().Cluster) && whole(durable.Cluster), err
 		})
 	}
 }
