@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
 	"github.com/nats-io/nats.go/jetstream"
 )
 
@@ -18,7 +19,7 @@ type seen struct {
 	at  time.Time
 }
 
-func (s *seen) note(m jetstream.Msg) {
+func (s *seen) note(m *nats.Msg) {
 	meta, err := m.Metadata()
 	if err != nil {
 		return
@@ -42,8 +43,8 @@ func (s *seen) forget() {
 	s.seq, s.at = 0, time.Time{}
 }
 
-// durable returns the topic's consumer, made where it is missing, and made again where it is ahead of its stream.
-func (s *Subscriber) durable(ctx context.Context, topic string, last *seen) (jetstream.Consumer, error) {
+// durable makes the topic's consumer where it is missing, and again where it is ahead of its stream.
+func (s *Subscriber) durable(ctx context.Context, topic string, last *seen) error {
 	want := jetstream.ConsumerConfig{
 		Durable:       s.cfg.Group,
 		FilterSubject: topic,
@@ -55,22 +56,22 @@ func (s *Subscriber) durable(ctx context.Context, topic string, last *seen) (jet
 	}
 	stream, err := s.js.Stream(ctx, s.cfg.Stream)
 	if err != nil {
-		return nil, fmt.Errorf("look at the stream: %w", err)
+		return fmt.Errorf("look at the stream: %w", err)
 	}
 	c, err := stream.Consumer(ctx, want.Durable)
 	switch {
 	case errors.Is(err, jetstream.ErrConsumerNotFound):
 		last.forget()
 	case err != nil:
-		return nil, fmt.Errorf("look at the consumer: %w", err)
+		return fmt.Errorf("look at the consumer: %w", err)
 	default:
 		info := c.CachedInfo()
 		if info.Config.FilterSubject != topic {
-			return nil, fmt.Errorf("the group %s takes the topic %q already, and a group takes one", want.Durable, info.Config.FilterSubject)
+			return fmt.Errorf("the group %s takes the topic %q already, and a group takes one", want.Durable, info.Config.FilterSubject)
 		}
 		start, err := s.rolledBack(ctx, stream, info, last)
 		if err != nil {
-			return nil, err
+			return err
 		}
 		if start == 0 {
 			// Where it began is not to be changed any more.
@@ -80,16 +81,15 @@ func (s *Subscriber) durable(ctx context.Context, topic string, last *seen) (jet
 		s.cfg.Logger.Error("broker: the stream has lost its end, the consumer is made again", "stream", s.cfg.Stream,
 			"group", s.cfg.Group, "from", start, "delivered", info.Delivered.Stream, "acknowledged", info.AckFloor.Stream)
 		if err := stream.DeleteConsumer(ctx, want.Durable); err != nil && !errors.Is(err, jetstream.ErrConsumerNotFound) {
-			return nil, fmt.Errorf("delete the consumer: %w", err)
+			return fmt.Errorf("delete the consumer: %w", err)
 		}
 		last.forget()
 		want.DeliverPolicy, want.OptStartSeq = jetstream.DeliverByStartSequencePolicy, start
 	}
-	c, err = stream.CreateOrUpdateConsumer(ctx, want)
-	if err != nil {
-		return nil, fmt.Errorf("make the consumer: %w", err)
+	if _, err := stream.CreateOrUpdateConsumer(ctx, want); err != nil {
+		return fmt.Errorf("make the consumer: %w", err)
 	}
-	return c, nil
+	return nil
 }
 
 // rolledBack returns the sequence from which on the consumer has to be handed messages again because the stream lost its end

@@ -11,7 +11,6 @@ import (
 
 	"github.com/ThreeDotsLabs/watermill/message"
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/oncebox/oncebox"
 	"github.com/oncebox/oncebox/internal/crash"
@@ -28,13 +27,13 @@ type hand struct {
 	s     *Subscriber
 	ctx   context.Context // of the subscription: when it is done, nobody may be listening any more
 	out   chan<- *message.Message
-	lanes []chan jetstream.Msg
+	lanes []chan *nats.Msg
 	seed  maphash.Seed
 	wg    sync.WaitGroup
 	seen  seen
 
 	mu    sync.Mutex
-	held  map[jetstream.Msg]holding // for keepAlive, room and the metrics
+	held  map[*nats.Msg]holding // for keepAlive, room and the metrics
 	bytes int
 	freed chan struct{} // a message has left
 
@@ -43,10 +42,10 @@ type hand struct {
 }
 
 func newHand(ctx context.Context, s *Subscriber, out chan<- *message.Message) *hand {
-	h := &hand{s: s, ctx: ctx, out: out, lanes: make([]chan jetstream.Msg, s.cfg.Lanes), seed: maphash.MakeSeed(),
-		held: map[jetstream.Msg]holding{}, freed: make(chan struct{}, 1)}
+	h := &hand{s: s, ctx: ctx, out: out, lanes: make([]chan *nats.Msg, s.cfg.Lanes), seed: maphash.MakeSeed(),
+		held: map[*nats.Msg]holding{}, freed: make(chan struct{}, 1)}
 	for i := range h.lanes {
-		lane := make(chan jetstream.Msg, s.cfg.MaxAckPending) // as many as the broker hands out: take hardly ever waits
+		lane := make(chan *nats.Msg, s.cfg.MaxAckPending) // as many as the broker hands out: take hardly ever waits
 		h.lanes[i] = lane
 		h.wg.Go(func() {
 			for m := range lane {
@@ -89,10 +88,10 @@ func (h *hand) wait(ctx context.Context) {
 }
 
 // take puts a message in its key's lane. Messages without a key share one.
-func (h *hand) take(m jetstream.Msg) {
+func (h *hand) take(m *nats.Msg) {
 	h.seen.note(m)
-	size := len(m.Data()) + len(m.Subject()) + len(m.Reply())
-	for name, values := range m.Headers() {
+	size := len(m.Data) + len(m.Subject) + len(m.Reply)
+	for name, values := range m.Header {
 		for _, v := range values {
 			size += len(name) + len(v) + len(": \r\n")
 		}
@@ -101,11 +100,11 @@ func (h *hand) take(m jetstream.Msg) {
 	h.held[m] = holding{size: size, since: time.Now()}
 	h.bytes += size
 	h.mu.Unlock()
-	lane := maphash.String(h.seed, m.Headers().Get(oncebox.HeaderKey)) % uint64(len(h.lanes))
+	lane := maphash.String(h.seed, m.Header.Get(oncebox.HeaderKey)) % uint64(len(h.lanes))
 	h.lanes[lane] <- m
 }
 
-func (h *hand) leave(m jetstream.Msg) {
+func (h *hand) leave(m *nats.Msg) {
 	h.mu.Lock()
 	h.bytes -= h.held[m].size
 	delete(h.held, m)
@@ -117,7 +116,7 @@ func (h *hand) leave(m jetstream.Msg) {
 }
 
 // handle hands m out and returns when its lane may go on: it is acked or nacked, or its handler has put it in order.
-func (h *hand) handle(m jetstream.Msg) {
+func (h *hand) handle(m *nats.Msg) {
 	delivered, stored := 1, time.Now()
 	if meta, err := m.Metadata(); err == nil {
 		delivered, stored = int(meta.NumDelivered), meta.Timestamp
@@ -159,7 +158,7 @@ func (h *hand) handle(m jetstream.Msg) {
 }
 
 // settle tells the broker what the handler said of a message, and returns whether it was acked.
-func (h *hand) settle(m jetstream.Msg, wm *message.Message, delivered int) (acked bool) {
+func (h *hand) settle(m *nats.Msg, wm *message.Message, delivered int) (acked bool) {
 	select {
 	case <-wm.Acked():
 	case <-wm.Nacked():
@@ -220,7 +219,7 @@ func (h *hand) keepAlive(ctx context.Context) {
 		case <-t.C:
 		}
 		h.mu.Lock()
-		held := make([]jetstream.Msg, 0, len(h.held))
+		held := make([]*nats.Msg, 0, len(h.held))
 		for m := range h.held {
 			held = append(held, m)
 		}
@@ -232,13 +231,13 @@ func (h *hand) keepAlive(ctx context.Context) {
 }
 
 // watermillMessage never fails: what it cannot carry as it came is marked, and [oncebox.Decode] says why.
-func watermillMessage(m jetstream.Msg) *message.Message {
-	headers := m.Headers()
+func watermillMessage(m *nats.Msg) *message.Message {
+	headers := m.Header
 	id := headers.Get(oncebox.HeaderID)
 	if id == "" {
 		id = headers.Get(nats.MsgIdHdr)
 	}
-	wm := message.NewMessage(id, m.Data())
+	wm := message.NewMessage(id, m.Data)
 	for name, values := range headers {
 		wm.Metadata[name] = strings.Join(values, ", ")
 		if len(values) > 1 && strings.HasPrefix(strings.ToLower(name), "ce-") {

@@ -94,14 +94,6 @@ func (c SubscriberConfig) validate() error {
 	return nil
 }
 
-// pullWait is how long a request for messages stays with the broker, and so how long Close may take when none come.
-const pullWait = 500 * time.Millisecond
-
-// askFor is how many messages a request is for, in those that may be unacknowledged: more than it can be given. A replicated consumer
-// sends a message once most servers know of it, but what it says of a request that is full at once, and so before the request's last
-// messages: they would find nobody listening, all of them where many wait, and again each time that they came.
-const askFor = 4
-
 // checkEvery is how often the durable is looked at while nothing seems to be wrong.
 const checkEvery = time.Minute
 
@@ -223,7 +215,6 @@ func (s *Subscriber) run(ctx context.Context, topic string, out chan<- *message.
 // pull makes the durable where it is missing and puts messages in hand until it fails or ctx is done.
 func (s *Subscriber) pull(ctx context.Context, topic string, h *hand) error {
 	var (
-		consumer jetstream.Consumer
 		checked  = s.nc.Stats().Reconnects - 1
 		at       time.Time
 		tooLarge bool
@@ -231,14 +222,14 @@ func (s *Subscriber) pull(ctx context.Context, topic string, h *hand) error {
 	watched, stop := context.WithCancel(ctx)
 	defer stop()
 	go s.metrics.watch(watched, s.js, s.cfg)
-	// Requests of a bounded life, one after the other, and not the client's own iterator: when that is drained, what the broker
-	// has just handed out finds nobody listening, and comes again only after AckWait. A request that has ended, by
-	// its size or its time, leaves nothing on the way; and one that a broker forgot ends here too, so that nothing hangs
-	// on a sign of life that does not come.
+	asked, err := newRequests(s.nc)
+	if err != nil {
+		return fmt.Errorf("pull: %w", err)
+	}
+	defer asked.close(h.take)
 	for ctx.Err() == nil {
 		if connects := s.nc.Stats().Reconnects; connects != checked || time.Since(at) > checkEvery {
-			var err error
-			if consumer, err = s.durable(ctx, topic, &h.seen); err != nil {
+			if err := s.durable(ctx, topic, &h.seen); err != nil {
 				return err
 			}
 			checked, at = connects, time.Now()
@@ -248,22 +239,12 @@ func (s *Subscriber) pull(ctx context.Context, topic string, h *hand) error {
 			break
 		}
 		began := time.Now()
-		var batch jetstream.MessageBatch
-		var err error
+		most := room
 		if tooLarge {
-			batch, err = consumer.Fetch(1, jetstream.FetchMaxWait(pullWait))
-		} else {
-			batch, err = consumer.Fetch(askFor*s.cfg.MaxAckPending, jetstream.FetchMaxBytes(room), jetstream.FetchMaxWait(pullWait))
+			most = 0
 		}
+		n, err := asked.ask(s.cfg.Stream, s.cfg.Group, most, h.take)
 		if err != nil {
-			return fmt.Errorf("pull: %w", err)
-		}
-		n := 0
-		for m := range batch.Messages() {
-			h.take(m)
-			n++
-		}
-		if err := batch.Error(); err != nil && !errors.Is(err, jetstream.ErrBatchCompleted) {
 			return fmt.Errorf("pull: %w", err)
 		}
 		// The broker answers at once that the next message does not fit. It comes when there is more room, and alone when all
