@@ -19,7 +19,7 @@ import (
 
 // election is how long the servers of a cluster may take to agree on a leader, or one of them to have what the others have, on a
 // machine that does other things too.
-const election = time.Minute
+const election = 3 * time.Minute
 
 // A cluster is a system whose broker is three servers.
 type cluster struct {

@@ -279,7 +279,7 @@ func (r *Relay) runOnce(ctx context.Context, woken bool) (sent bool, err error) 
 			return true, err
 		}
 	}
-	if !woken {
+	if !woken { // as the first look never is: what was read back is forgotten before it, and the position in the log is its end
 		if err := r.betweenRounds(ctx); err != nil {
 			return false, err
 		}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -21,9 +22,17 @@ type placed struct {
 	heal.Step
 }
 
+// row is what a step is known by: what becomes of a row of the outbox may change between two answers.
+func (p placed) row() placed {
+	if p.Where == "outbox" {
+		p.Detail, _, _ = strings.Cut(p.Detail, ",")
+	}
+	return p
+}
+
 func (c traceCmd) Run(a *app, ctx ctxArg) error {
 	names, asked := []string{c.Name}, map[string]bool{}
-	steps := map[placed]bool{}
+	steps := map[placed]placed{}
 	for len(names) > 0 { // what is found has ids and keys, under which others know more of it
 		for _, n := range names {
 			asked[n] = true
@@ -35,7 +44,8 @@ func (c traceCmd) Run(a *app, ctx ctxArg) error {
 				return err
 			}
 			for _, step := range found {
-				steps[placed{s.name, step}] = true
+				p := placed{s.name, step}
+				steps[p.row()] = p
 				for _, n := range []string{step.ID, step.Key} {
 					if n != "" && !asked[n] && !slices.Contains(more, n) {
 						more = append(more, n)
@@ -46,7 +56,7 @@ func (c traceCmd) Run(a *app, ctx ctxArg) error {
 		names = more
 	}
 	way := make([]placed, 0, len(steps))
-	for s := range steps {
+	for _, s := range steps {
 		way = append(way, s)
 	}
 	slices.SortFunc(way, func(x, y placed) int { return x.At.Compare(y.At) })
