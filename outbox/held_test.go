@@ -20,10 +20,11 @@ import (
 // TestTicksAndSavesStayFastWhileATransactionIsOpen has a transaction keep each version of the cursor's row, with a Postgres that syncs
 // and the relay's own times. How fast is looked at where the machine has nothing else to do: in make soak, for ten minutes.
 func TestTicksAndSavesStayFastWhileATransactionIsOpen(t *testing.T) {
-	t.Parallel()
 	length := 2 * time.Second
-	if soaking() {
+	if soaking() { // alone
 		length = 10 * time.Minute
+	} else {
+		t.Parallel()
 	}
 	ctx := context.Background()
 	pg, err := devstack.StartPostgres(ctx, devstack.PostgresConfig{})
