@@ -3,9 +3,9 @@ LINT := go tool -modfile=$(CURDIR)/tools/go.mod golangci-lint
 # Each test binary starts servers of its own: more than two at a time only slow each other down.
 TEST := go test -count=1 -p=2
 
-# How many inputs each fuzz target tries, less than half a minute's worth. By number and with a bounded minimizing, since Go's fuzzer reports
+# How many inputs each fuzz target tries, some seconds' worth. By number and with a bounded minimizing, since Go's fuzzer reports
 # its own deadline as a failure when a worker is busy at that moment (golang/go#48591).
-FUZZ := 30000x
+FUZZ := 10000x
 
 # How many storms over the relay: about five minutes' worth.
 STORMS := 200
@@ -48,7 +48,7 @@ race: ## both under the race detector
 	.ci/install
 	$(call each,$(MODULES),$(TEST) -race ./...)
 
-relay-storm: ## kills, outages and lost ends around the relay, by 200 seeds, in five minutes. STORMS=2000 for longer; make test runs a few
+relay-storm: ## kills, outages and lost ends around the relay, by 200 seeds, in six to seven minutes. STORMS=2000 for longer; make test runs a few
 	@.ci/install
 	ONCEBOX_STORMS=$(STORMS) go test -count=1 -timeout=2h -v -run '^TestNothingIsLostOrReorderedInAStorm$$' ./outbox
 
@@ -71,7 +71,7 @@ soak: ## run the tests of the relay, the broker, the inbox, the keys and the pag
 mutants: ## break one guard after the other and show which test catches it, for half an hour or so. MUTANTS="-only healing-off" for one, MUTANTS=-storm for those that relay-storm has to see
 	cd chaos && go run ./mutants $(MUTANTS)
 
-fuzz: ## look for keys and bodies that are misread, half a minute each. FUZZ=100000000x for longer
+fuzz: ## look for keys and bodies that are misread, some seconds each. FUZZ=100000000x for longer
 	go test ./idempotency -run '^$$' -fuzz '^FuzzParseKey$$' -fuzztime $(FUZZ) -fuzzminimizetime 20x
 	go test ./idempotency -run '^$$' -fuzz '^FuzzFingerprint$$' -fuzztime $(FUZZ) -fuzzminimizetime 20x
 	go test ./internal/service -run '^$$' -fuzz '^FuzzCheckJSON$$' -fuzztime $(FUZZ) -fuzzminimizetime 20x
