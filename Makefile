@@ -48,7 +48,7 @@ race: ## both under the race detector
 	.ci/install
 	$(call each,$(MODULES),$(TEST) -race ./...)
 
-relay-storm: ## kills, outages and lost ends around the relay, by 200 seeds, in six to seven minutes. STORMS=2000 for longer; make test runs a few
+relay-storm: ## kills, outages and lost ends around the relay, by 200 seeds, in six minutes. STORMS=2000 for longer; make test runs a few
 	@.ci/install
 	ONCEBOX_STORMS=$(STORMS) go test -count=1 -timeout=2h -v -run '^TestNothingIsLostOrReorderedInAStorm$$' ./outbox
 
