@@ -38,7 +38,7 @@ type RelayConfig struct {
 	// doubled with each look in vain. [Relay.Wake] cuts it short. Default 5 ms and 1 s.
 	MinPoll, MaxPoll time.Duration
 	// SaveEvery is how often the cursor is saved while it moves. What was sent since is read back from the log by the next relay, and not
-	// sent again. Default 200 ms.
+	// sent again, where the log can be read. Default 200 ms.
 	SaveEvery time.Duration
 	// DrainTimeout bounds how long Run goes on sending what is committed after its context is done. What is not sent by then
 	// is the next relay's. Default 5 s.

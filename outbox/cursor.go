@@ -88,8 +88,9 @@ func newCursor(pool *pgxpool.Pool, schema, name, topics, owner string, lease tim
 				SELECT $1, n + 1, $3, CASE WHEN $5 THEN '1:1:' ELSE snap END, pg_current_snapshot(), $4, ((n + 1) >> 16) & 15
 				FROM last, news, ` + durably + ` WHERE found
 				ON CONFLICT DO NOTHING RETURNING at, prev, snap),
-			-- What the statement sees is what the new tick's snapshot sees.
-			r AS MATERIALIZED (SELECT seq FROM ` + outbox + ` WHERE NOT $7 AND xid >= (SELECT pg_snapshot_xmax(snap) FROM last))
+			-- What the statement sees is what the new tick's snapshot sees, but for ids from elsewhere.
+			r AS MATERIALIZED (SELECT seq FROM ` + outbox + `
+				WHERE NOT $7 AND xid >= (SELECT pg_snapshot_xmax(snap) FROM last) AND xid < pg_snapshot_xmax(pg_current_snapshot()))
 			SELECT found, new.at, new.prev::text, new.snap::text, COALESCE((SELECT min(seq) FROM r), 0), COALESCE((SELECT max(seq) FROM r), 0),
 				ARRAY(SELECT x::text FROM pg_snapshot_xip(new.prev) AS x WHERE pg_visible_in_snapshot(x, new.snap))
 			FROM last CROSS JOIN news LEFT JOIN new ON true`,

@@ -102,6 +102,24 @@ func TestAnOpenTransactionDelaysNobody(t *testing.T) {
 	r.eventuallyLogged(want...)
 }
 
+// A row whose transaction id is of another cluster, as a restore of data alone brings it, is an outage, and not a tick for each look.
+func TestARowThatNoSnapshotShowsIsAnError(t *testing.T) {
+	t.Parallel()
+	r := newRig(t)
+	relay := r.relay()
+	first := event("k", 1)
+	r.commit(first)
+	r.eventuallyLogged(first)
+	_, err := r.pool.Exec(context.Background(), `INSERT INTO oncebox.outbox (xid, id, source, topic, key, version, tenant_id, headers, payload)
+		VALUES ('999999999', gen_random_uuid(), 'test', 'test.happened.v1', 'foreign', 1, '', '{}', '{}')`)
+	must(t, err)
+	relay.Wake()
+	stacktest.Eventually(t, 5*time.Second, "it is an error", func() (bool, error) { return relay.metric(t, "failures_total") > 1, nil })
+	second := event("k", 2)
+	r.commit(second)
+	r.eventuallyLogged(first, second)
+}
+
 // The relay stored events and died before it saved its cursor: the next one reads them back and skips them.
 func TestWhatTheStreamHoldsIsNotSentAgain(t *testing.T) {
 	t.Parallel()

@@ -49,8 +49,8 @@ type Reporter interface {
 }
 
 // SinkOf returns a Sink over any Watermill publisher, one event a call, with the event's type as topic. Such a log cannot be
-// read back: after an outage or a crash the events since the last save, up to RelayConfig.SaveEvery of them, are sent again,
-// in order. It refuses nothing for good.
+// read back: after an outage or a crash the events since the last save are sent again, in order, those of RelayConfig.SaveEvery and of
+// the pause until the relay's next look. It refuses nothing for good.
 func SinkOf(p message.Publisher) Sink { return &publisherSink{p: p} }
 
 type publisherSink struct {
