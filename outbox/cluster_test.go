@@ -46,6 +46,7 @@ func TestAClusterWhoseLeaderChangesLosesNothing(t *testing.T) {
 			must(t, err)
 			r.declared.Replicas = 3
 			r.declared.Duplicates = 100 * time.Millisecond
+			t.Cleanup(func() { must(t, r.js.DeleteStream(ctx, stream)) }) // after the relay has stopped
 			relay := r.relayOn(broker.SinkConfig{Sync: sync, Timeout: 2 * time.Second}, func(c *outbox.RelayConfig) { c.Lease, c.Page = 5*time.Second, 500 })
 			leader := func() (string, error) {
 				s, err := r.js.Stream(ctx, stream)
@@ -100,8 +101,6 @@ func TestAClusterWhoseLeaderChangesLosesNothing(t *testing.T) {
 			if got := ids(r.log()); !slices.Equal(got, want) {
 				t.Errorf("%d events are in the stream, of %d, or not in their order", len(got), len(want))
 			}
-			relay.stop()
-			must(t, r.js.DeleteStream(ctx, stream))
 			t.Logf("%d events over %d step-downs: %v failures, %v refusals, %v skipped", n, stepDowns, relay.metric(t, "failures_total"),
 				relay.metric(t, "refusals_total"), relay.metric(t, "skipped_total"))
 		})

@@ -274,12 +274,11 @@ func TestNothingIsWrittenWhileNothingHappens(t *testing.T) {
 		must(t, r.pool.QueryRow(context.Background(), "SELECT (SELECT max(n) FROM oncebox.outbox_tick) || ' ' || saved_at FROM oncebox.outbox_cursor").Scan(&s))
 		return s
 	}
-	var before string
-	stacktest.Eventually(t, 5*time.Second, "the round is saved", func() (bool, error) {
-		was := before
-		before = state()
-		return was == before, nil
+	stacktest.Eventually(t, 5*time.Second, "the round is saved", func() (saved bool, err error) {
+		err = r.pool.QueryRow(context.Background(), "SELECT n > (SELECT max(n) FROM oncebox.outbox_tick) FROM oncebox.outbox_cursor").Scan(&saved)
+		return saved, err
 	})
+	before := state()
 	for range 200 { // looks, each of which finds nothing
 		relay.Wake()
 		must(t, r.pool.Ping(context.Background()))
