@@ -158,6 +158,9 @@ func (r *rig) log() []oncebox.Event {
 	defer cancel()
 	for {
 		events, err := r.read(ctx)
+		if errors.Is(err, errNoStream) {
+			return nil
+		}
 		if errors.Is(err, nats.ErrNoResponders) && ctx.Err() == nil { // the servers of a cluster are choosing a leader
 			continue
 		}
@@ -166,10 +169,12 @@ func (r *rig) log() []oncebox.Event {
 	}
 }
 
+var errNoStream = errors.New("the stream cannot be looked at")
+
 func (r *rig) read(ctx context.Context) ([]oncebox.Event, error) {
 	s, err := r.js.Stream(ctx, r.declared.Name)
 	if err != nil {
-		return nil, nil
+		return nil, fmt.Errorf("%w: %w", errNoStream, err)
 	}
 	reader, err := s.OrderedConsumer(ctx, jetstream.OrderedConsumerConfig{})
 	if err != nil {
