@@ -2,7 +2,6 @@ package broker_test
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"strings"
 	"testing"
@@ -20,24 +19,9 @@ import (
 // A durable of three servers sends its messages later than what it says of the request for them. More messages wait here than may be
 // unacknowledged: each has to come, and at once, rather than after AckWait.
 func TestMoreThanMayBeUnacknowledgedComesFromACluster(t *testing.T) {
-	ctx := context.Background()
-	servers := threeServers(t)
-	nc, err := nats.Connect(servers[0].URL())
-	must(t, err)
-	t.Cleanup(nc.Close)
-	js, err := jetstream.New(nc)
-	must(t, err)
-	declared := broker.Stream("MANY", "many.>")
-	declared.Replicas = 3
-	stacktest.Eventually(t, time.Minute, "the cluster has the stream", func() (bool, error) {
-		_, err := js.CreateStream(ctx, declared)
-		return err == nil, err
-	})
 	const unacked, messages = 50, 500
-	for i := range messages {
-		_, err := js.Publish(ctx, "many.one", fmt.Append(nil, i))
-		must(t, err)
-	}
+	nc, _ := manyInACluster(t, messages, 10)
+	ctx := context.Background()
 	sub, err := broker.NewSubscriber(nc, broker.SubscriberConfig{Stream: "MANY", Group: "all", AckWait: time.Minute, MaxAckPending: unacked,
 		Lanes: 4, Logger: slog.New(slog.DiscardHandler)})
 	must(t, err)
@@ -53,6 +37,30 @@ func TestMoreThanMayBeUnacknowledgedComesFromACluster(t *testing.T) {
 		case <-limit:
 			t.Fatalf("%d of %d messages came within half of AckWait", n, messages)
 		}
+	}
+}
+
+// A request ends when the next message has no room, and before its last ones are there: they are taken although it was the last request.
+func TestCloseLeavesNothingOnItsWayFromACluster(t *testing.T) {
+	nc, js := manyInACluster(t, 600, 10_000)
+	ctx := context.Background()
+	for range 20 {
+		sub, err := broker.NewSubscriber(nc, broker.SubscriberConfig{Stream: "MANY", Group: "all", AckWait: time.Minute, MaxBytes: 64 << 10,
+			Lanes: 4, Logger: slog.New(slog.DiscardHandler)})
+		must(t, err)
+		out, err := sub.Subscribe(ctx, "many.>")
+		must(t, err)
+		(<-out).Ack()
+		go func() {
+			for m := range out {
+				m.Ack()
+			}
+		}()
+		must(t, sub.Close())
+		stacktest.Eventually(t, 10*time.Second, "all that was handed out is acknowledged", func() (bool, error) {
+			c, err := js.Consumer(ctx, "MANY", "all")
+			return err == nil && c.CachedInfo().NumAckPending == 0, err
+		})
 	}
 }
 
@@ -86,4 +94,27 @@ func threeServers(t *testing.T) []*devstack.NATS {
 		t.Cleanup(func() { must(t, s.Remove()) })
 	}
 	return servers
+}
+
+// manyInACluster stores messages of some size three times.
+func manyInACluster(t *testing.T, messages, size int) (*nats.Conn, jetstream.JetStream) {
+	t.Helper()
+	ctx := context.Background()
+	servers := threeServers(t)
+	nc, err := nats.Connect(servers[0].URL())
+	must(t, err)
+	t.Cleanup(nc.Close)
+	js, err := jetstream.New(nc)
+	must(t, err)
+	declared := broker.Stream("MANY", "many.>")
+	declared.Replicas = 3
+	stacktest.Eventually(t, time.Minute, "the cluster has the stream", func() (bool, error) {
+		_, err := js.CreateStream(ctx, declared)
+		return err == nil, err
+	})
+	for range messages {
+		_, err := js.Publish(ctx, "many.one", make([]byte, size))
+		must(t, err)
+	}
+	return nc, js
 }

@@ -29,8 +29,7 @@ type requests struct {
 	nc    *nats.Conn
 	sub   *nats.Subscription
 	inbox string
-	n     int  // so far
-	late  bool // messages of the last one may still come
+	n     int // so far
 }
 
 func newRequests(nc *nats.Conn) (*requests, error) {
@@ -62,7 +61,6 @@ func (r *requests) ask(stream, durable string, maxBytes int, take func(*nats.Msg
 	if err := r.nc.PublishRequest("$JS.API.CONSUMER.MSG.NEXT."+stream+"."+durable, reply, body); err != nil {
 		return 0, err
 	}
-	r.late = true
 	for end := time.Now().Add(pullWait + pullGrace); ; {
 		m, err := r.sub.NextMsg(time.Until(end))
 		if errors.Is(err, nats.ErrTimeout) {
@@ -80,7 +78,6 @@ func (r *requests) ask(stream, durable string, maxBytes int, take func(*nats.Msg
 			}
 		case m.Subject != reply || status == "100": // of a request before; a sign of life
 		default:
-			r.late = status != "408" // which comes behind all that it handed out
 			return n, ended(status, m.Header.Get("Description"))
 		}
 	}
@@ -91,20 +88,21 @@ func ended(status, description string) error {
 	if status == "408" || status == "404" || status == "409" && (description == "Message Size Exceeds MaxBytes" || description == "Batch Completed") {
 		return nil
 	}
+	if status == "503" { // of the broker itself: there is no such durable, or nobody who leads it
+		return nats.ErrNoResponders
+	}
 	return fmt.Errorf("the broker answers %s %s", status, description)
 }
 
 // close ends the inbox. What may still be on its way to it is taken.
 func (r *requests) close(take func(*nats.Msg)) {
-	if r.late {
-		for end := time.Now().Add(lateFor); ; {
-			m, err := r.sub.NextMsg(time.Until(end))
-			if err != nil {
-				break
-			}
-			if m.Reply != "" {
-				take(m)
-			}
+	for end := time.Now().Add(lateFor); ; {
+		m, err := r.sub.NextMsg(time.Until(end))
+		if err != nil {
+			break
+		}
+		if m.Reply != "" {
+			take(m)
 		}
 	}
 	_ = r.sub.Unsubscribe() // fails where the connection is closed

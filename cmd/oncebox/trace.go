@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"net/url"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/jedib0t/go-pretty/v6/table"
@@ -22,18 +21,10 @@ type placed struct {
 	heal.Step
 }
 
-// row is what a step is known by: what becomes of a row of the outbox may change between two answers.
-func (p placed) row() placed {
-	if p.Where == "outbox" {
-		p.Detail, _, _ = strings.Cut(p.Detail, ",")
-	}
-	return p
-}
-
 func (c traceCmd) Run(a *app, ctx ctxArg) error {
 	names, asked := []string{c.Name}, map[string]bool{}
-	steps := map[placed]placed{}
-	for len(names) > 0 { // what is found has ids and keys, under which others know more of it
+	steps := map[placed]string{} // their states
+	for len(names) > 0 {         // what is found has ids and keys, under which others know more of it
 		for _, n := range names {
 			asked[n] = true
 		}
@@ -44,8 +35,9 @@ func (c traceCmd) Run(a *app, ctx ctxArg) error {
 				return err
 			}
 			for _, step := range found {
-				p := placed{s.name, step}
-				steps[p.row()] = p
+				known := placed{s.name, step}
+				known.State = "" // which may change between two answers
+				steps[known] = step.State
 				for _, n := range []string{step.ID, step.Key} {
 					if n != "" && !asked[n] && !slices.Contains(more, n) {
 						more = append(more, n)
@@ -56,13 +48,18 @@ func (c traceCmd) Run(a *app, ctx ctxArg) error {
 		names = more
 	}
 	way := make([]placed, 0, len(steps))
-	for _, s := range steps {
+	for s, state := range steps {
+		s.State = state
 		way = append(way, s)
 	}
 	slices.SortFunc(way, func(x, y placed) int { return x.At.Compare(y.At) })
 	rows := make([]table.Row, len(way))
 	for i, s := range way {
-		rows[i] = table.Row{s.At.UTC().Format(time.RFC3339Nano), s.Service, s.Where, s.What, s.Detail, s.ID}
+		detail := s.Detail
+		if s.State != "" {
+			detail += ", " + s.State
+		}
+		rows[i] = table.Row{s.At.UTC().Format(time.RFC3339Nano), s.Service, s.Where, s.What, detail, s.ID}
 	}
 	if err := a.show(way, table.Row{"at", "service", "where", "what", "", "event"}, rows); err != nil {
 		return err
